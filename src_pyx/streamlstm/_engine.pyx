@@ -1,0 +1,455 @@
+"""Sessions and their steps: the compiled half of engine.py.
+
+A call goes: check the arrays (no lock) -> take the engine's lock -> check that every
+session is still owned by its handle -> run the network over the state rows -> advance
+seq -> release. Nothing is changed before everything has been checked.
+
+The lock gives an engine one owner at a time: a second thread waits, without the GIL.
+Work of more than RELEASE_MACS multiply-adds releases the GIL while it runs.
+"""
+cimport cython
+cimport numpy as cnp
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+import os
+
+import numpy as np
+
+from streamlstm._arena cimport Arena
+from streamlstm._network cimport Network
+
+from streamlstm.errors import (
+    DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
+    RepeatedSessionError, SessionUnknownError, ShapeError,
+)
+
+cnp.import_array()
+
+# About 5 us of work; giving up the GIL and taking it back costs a good part of one.
+cdef Py_ssize_t RELEASE_MACS = 100_000
+
+# About 1 ms of work: worth what it costs to hold BLAS to one thread around it.
+cdef Py_ssize_t LONG_CALL_MACS = 20_000_000
+
+cdef unsigned int forks = 0
+
+
+def note_fork():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=note_fork)
+
+
+cdef inline bint all_finite(const void* x, Py_ssize_t n, int itemsize) noexcept nogil:
+    """Whether none of n numbers is NaN or infinite: their exponent bits are not all ones."""
+    cdef const uint32_t* x4 = <const uint32_t*> x
+    cdef const uint64_t* x8 = <const uint64_t*> x
+    cdef uint32_t bad = 0
+    cdef Py_ssize_t i
+    if itemsize == 4:
+        for i in range(n):
+            bad |= (x4[i] & <uint32_t> 0x7F800000) == <uint32_t> 0x7F800000
+    else:
+        for i in range(n):
+            bad |= ((x8[i] & <uint64_t> 0x7FF0000000000000)
+                    == <uint64_t> 0x7FF0000000000000)
+    return not bad
+
+
+cdef class EngineCore:
+    """State rows of the sessions of one model, and the network that steps them."""
+
+    cdef readonly Network network
+    cdef readonly Arena arena
+    cdef readonly object dtype
+    cdef readonly bint closed
+    cdef int typenum
+    cdef unsigned int forks
+    cdef cython.pythread_type_lock lock
+    cdef char** rows            # row pointers of the micro-batch under way
+    cdef Py_ssize_t rows_room
+
+    def __cinit__(self, Network network, Py_ssize_t max_sessions):
+        self.network = network
+        self.dtype = np.dtype(np.float32 if network.itemsize == 4 else np.float64)
+        self.typenum = cnp.NPY_FLOAT32 if network.itemsize == 4 else cnp.NPY_FLOAT64
+        self.arena = Arena(network.initial_state, max_sessions)
+        self.forks = forks
+
+    def __dealloc__(self):
+        free(self.rows)
+
+    # -- checks -----------------------------------------------------------------------
+
+    cdef int check_usable(self) except -1:
+        if self.forks != forks:
+            raise ForkedProcessError(
+                "this engine was created before os.fork and can't be used in the child; "
+                "create an Engine in each process")
+        if self.closed:
+            raise EngineClosedError("this engine is closed; create a new Engine")
+        return 0
+
+    cdef bint fits(self, object x, int ndim) noexcept:
+        """Whether x can be read in place: right dtype, dimensions, C order, last axis."""
+        return (cnp.PyArray_Check(x) and cnp.PyArray_TYPE(<cnp.ndarray> x) == self.typenum
+                and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> x)
+                and cnp.PyArray_NDIM(<cnp.ndarray> x) == ndim
+                and cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) == self.network.inputs)
+
+    cdef cnp.ndarray events(self, object x, int ndim):
+        """x as an array whose last axis is the inputs: itself, or converted, or refused."""
+        if not self.fits(x, ndim):
+            x = self.convert(x, ndim)
+        self.check_finite(x)
+        return x
+
+    cdef int check_finite(self, cnp.ndarray x) except -1:
+        if not all_finite(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.itemsize):
+            where = [int(k[0]) for k in np.nonzero(~np.isfinite(x))]
+            raise NonFiniteError(
+                f"input{where} is {x[tuple(where)]}; an event must be finite: "
+                "repair it or leave it out")
+        return 0
+
+    cdef int check_exact(self, object a, str name, tuple shape, bint written) except -1:
+        """For *_into calls, which convert nothing."""
+        if (not cnp.PyArray_Check(a) or cnp.PyArray_TYPE(<cnp.ndarray> a) != self.typenum
+                or not (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written
+                        else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))):
+            raise DtypeError(
+                f"{name} must be a C-contiguous{' writable' if written else ''} {self.dtype} "
+                f"array; got {a.dtype if isinstance(a, np.ndarray) else type(a).__name__}: "
+                "convert it once outside the loop, or call step()")
+        if a.shape != shape:
+            raise ShapeError(f"{name} has shape {a.shape}; expected {shape}")
+        return 0
+
+    cdef int check_apart(self, cnp.ndarray x, cnp.ndarray out) except -1:
+        cdef char* a = cnp.PyArray_BYTES(x)
+        cdef char* b = cnp.PyArray_BYTES(out)
+        if a < b + cnp.PyArray_NBYTES(out) and b < a + cnp.PyArray_NBYTES(x):
+            raise InputError("out overlaps the input in memory; give an array of its own")
+        return 0
+
+    # -- rows -------------------------------------------------------------------------
+
+    def open_row(self):
+        """(row, epoch) of a fresh state row, or None when all are in use."""
+        self.check_usable()
+        cdef Py_ssize_t row
+        with self.lock:
+            row = self.arena.open()
+            if row < 0:
+                return None
+            return row, self.arena.epoch[row]
+
+    def free_row(self, Py_ssize_t row, uint32_t epoch):
+        """Free a row; False when `epoch` does not own it."""
+        self.check_usable()
+        with self.lock:
+            if not self.arena.owns(row, epoch):
+                return False
+            self.arena.free(row)
+            return True
+
+    def next_epoch(self, Py_ssize_t row, uint32_t epoch):
+        """Give a row to a new owner: its new epoch, or None when `epoch` does not own it."""
+        self.check_usable()
+        with self.lock:
+            if not self.arena.owns(row, epoch):
+                return None
+            self.arena.epoch[row] += 1
+            return self.arena.epoch[row]
+
+    def read_row(self, Py_ssize_t row, uint32_t epoch):
+        """(numbers [state_size], seq) of a row, copied; None when `epoch` does not own it."""
+        self.check_usable()
+        numbers = np.empty(self.network.state_size, self.dtype)
+        cdef void* to = cnp.PyArray_DATA(numbers)
+        with self.lock:
+            if not self.arena.owns(row, epoch):
+                return None
+            memcpy(to, self.arena.row(row), self.arena.row_bytes)
+            return numbers, self.arena.seq[row]
+
+    def write_row(self, Py_ssize_t row, uint32_t epoch, cnp.ndarray numbers=None):
+        """Overwrite a row's numbers (None: as opened); False when not owned."""
+        self.check_usable()
+        if numbers is not None:
+            self.check_exact(numbers, "state", (self.network.state_size,), False)
+        with self.lock:
+            if not self.arena.owns(row, epoch):
+                return False
+            memcpy(self.arena.row(row),
+                   self.arena.initial if numbers is None else <char*> cnp.PyArray_DATA(numbers),
+                   self.arena.row_bytes)
+            return True
+
+    def close_core(self):
+        """Refuse all further work and give the state back to the system."""
+        with self.lock:
+            self.closed = True
+            self.arena.release()
+
+    # -- steps ------------------------------------------------------------------------
+
+    cdef Py_ssize_t apply(
+        self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
+        const void* x, void* y,
+    ) except -2:
+        """x [n, steps, inputs] -> y [n, steps, outputs]; -1, or who is not owned any more."""
+        self.check_usable()
+        if n * steps * self.network.macs > LONG_CALL_MACS:
+            with self.long_call():
+                return self.apply_locked(rows, epochs, n, steps, x, y)
+        return self.apply_locked(rows, epochs, n, steps, x, y)
+
+    cdef Py_ssize_t apply_locked(
+        self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
+        const void* x, void* y,
+    ) except -2:
+        cdef Py_ssize_t i
+        cdef void* p
+        with self.lock:
+            if self.rows_room < n:
+                p = realloc(self.rows, n * sizeof(char*))
+                if not p:
+                    raise MemoryError("no memory for a micro-batch of this size")
+                self.rows = <char**> p
+                self.rows_room = n
+            for i in range(n):
+                if not self.arena.owns(rows[i], epochs[i]):
+                    return i
+                self.rows[i] = self.arena.row(rows[i])
+            if n * steps * self.network.macs > RELEASE_MACS:
+                with nogil:
+                    self.network.forward(self.rows, n, steps, x, y)
+            else:
+                self.network.forward(self.rows, n, steps, x, y)
+            for i in range(n):
+                self.arena.seq[rows[i]] += steps
+        return -1
+
+    @property
+    def state_bytes(self):
+        """Bytes of memory mapped for session states."""
+        return self.arena.nbytes
+
+
+cdef class SessionCore:
+    """A handle on one row. `epoch` tells whether the row is still this handle's."""
+
+    cdef readonly EngineCore engine
+    cdef readonly str name
+    cdef uint32_t row
+    cdef uint32_t row_epoch
+
+    def __cinit__(self, EngineCore engine, str name, uint32_t row, uint32_t epoch):
+        self.engine = engine
+        self.name = name
+        self.row = row
+        self.row_epoch = epoch
+
+    @property
+    def handle(self):
+        """Number of the session's state row."""
+        return self.row
+
+    @property
+    def epoch(self):
+        """Changes with every owner of the row: (handle, epoch) names one ownership."""
+        return self.row_epoch
+
+    @property
+    def closed(self):
+        """Whether this handle can no longer be used."""
+        return self.engine.closed or not self.engine.arena.owns(self.row, self.row_epoch)
+
+    @property
+    def seq(self):
+        """Events applied since open. Raises SessionClosedError, SessionFencedError."""
+        self.engine.check_usable()
+        if not self.engine.arena.owns(self.row, self.row_epoch):
+            raise self.engine.lost(self)
+        return self.engine.arena.seq[self.row]
+
+    def step(self, x):
+        """Apply one event: x [inputs] -> fresh [outputs].
+
+        x may be an array or list of real numbers, a mapping {input name: number}, or one
+        number where the model has one input. Raises InputError (ShapeError, DtypeError,
+        NonFiniteError, MissingInputError), SessionClosedError, SessionFencedError.
+        """
+        cdef EngineCore engine = self.engine
+        cdef cnp.ndarray events = engine.events(x, 1)
+        cdef cnp.npy_intp outputs = engine.network.outputs
+        cdef cnp.ndarray out = cnp.PyArray_EMPTY(1, &outputs, engine.typenum, 0)
+        self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
+        return out
+
+    def step_into(self, x, out):
+        """Apply one event without allocating: x [inputs] is read, out [outputs] written.
+
+        Both must be C-contiguous arrays of exactly the engine's dtype. Raises as step().
+        """
+        cdef EngineCore engine = self.engine
+        if not engine.fits(x, 1):
+            engine.check_exact(x, "x", (engine.network.inputs,), False)
+        if not (cnp.PyArray_Check(out) and cnp.PyArray_TYPE(<cnp.ndarray> out) == engine.typenum
+                and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)
+                and cnp.PyArray_NDIM(<cnp.ndarray> out) == 1
+                and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == engine.network.outputs):
+            engine.check_exact(out, "out", (engine.network.outputs,), True)
+        engine.check_finite(x)
+        self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
+
+    def run(self, X):
+        """Apply a sequence: X [time, inputs] -> fresh [time, outputs]. Raises as step()."""
+        cdef EngineCore engine = self.engine
+        cdef cnp.ndarray events = engine.events(X, 2)
+        cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 0)
+        out = np.empty((steps, engine.network.outputs), engine.dtype)
+        self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
+        return out
+
+    cdef int apply(self, Py_ssize_t steps, const void* x, void* y) except -1:
+        if self.engine.apply(&self.row, &self.row_epoch, 1, steps, x, y) >= 0:
+            raise self.engine.lost(self)
+        return 0
+
+
+cdef class Group:
+    """Many sessions stepped by one call; their rows are looked up once, here."""
+
+    cdef readonly EngineCore engine
+    cdef Py_ssize_t n
+    cdef uint32_t* rows
+    cdef uint32_t* epochs
+
+    def __cinit__(self, EngineCore engine, sessions=None, handles=None, epochs=None):
+        self.engine = engine
+        engine.check_usable()
+        self.n = len(sessions if handles is None else handles)
+        self.rows = <uint32_t*> PyMem_Malloc((2 * self.n + 1) * sizeof(uint32_t))
+        if not self.rows:
+            raise MemoryError("no memory for a group of this size")
+        self.epochs = self.rows + self.n
+        if handles is None:
+            self.take_sessions(sessions)
+        else:
+            self.take_handles(handles, epochs)
+        cdef Py_ssize_t i
+        with engine.lock:
+            i = engine.arena.first_repeated(self.rows, self.n)
+        if i >= 0:
+            who = sessions[i].name if handles is None else f"with handle {self.rows[i]}"
+            raise RepeatedSessionError(
+                f"session {who} stands twice in one step (again at index {i}); "
+                "a step applies one event to each session")
+
+    def __dealloc__(self):
+        PyMem_Free(self.rows)
+
+    cdef int take_sessions(self, sessions) except -1:
+        cdef SessionCore session
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            session = sessions[i]
+            if session.engine is not self.engine:
+                raise InputError(f"session {session.name} belongs to another engine")
+            if not self.engine.arena.owns(session.row, session.row_epoch):
+                raise self.engine.lost(session)
+            self.rows[i] = session.row
+            self.epochs[i] = session.row_epoch
+        return 0
+
+    cdef int take_handles(self, handles, epochs) except -1:
+        cdef const uint32_t[::1] h = np.ascontiguousarray(handles, np.uint32)
+        cdef const uint32_t[::1] e = np.ascontiguousarray(epochs, np.uint32)
+        cdef Py_ssize_t i
+        if e.shape[0] != self.n:
+            raise ShapeError(f"{self.n} handles came with {e.shape[0]} epochs")
+        for i in range(self.n):
+            if not self.engine.arena.owns(h[i], e[i]):
+                raise SessionUnknownError(
+                    f"handle {h[i]} with epoch {e[i]} (index {i}) names no open session; "
+                    "open the session again")
+            self.rows[i] = h[i]
+            self.epochs[i] = e[i]
+        return 0
+
+    def __len__(self):
+        return self.n
+
+    @property
+    def seqs(self):
+        """Events applied to each session since its open: int64 [n]."""
+        cdef int64_t[::1] seqs = np.empty(self.n, np.int64)
+        cdef Py_ssize_t i
+        self.engine.check_usable()
+        for i in range(self.n):
+            if not self.engine.arena.owns(self.rows[i], self.epochs[i]):
+                self.raise_lost(i)
+            seqs[i] = self.engine.arena.seq[self.rows[i]]
+        return np.asarray(seqs)
+
+    def step(self, X):
+        """One event for each session: X [n, inputs] -> fresh [n, outputs].
+
+        All sessions step or none does. Raises InputError, SessionClosedError,
+        SessionFencedError.
+        """
+        cdef EngineCore engine = self.engine
+        cdef cnp.ndarray events = engine.events(X, 2)
+        cdef cnp.npy_intp shape[2]
+        shape[0], shape[1] = self.n, engine.network.outputs
+        cdef cnp.ndarray out = cnp.PyArray_EMPTY(2, shape, engine.typenum, 0)
+        self.check_count(events)
+        self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
+        return out
+
+    def step_into(self, X, out):
+        """step() without allocating: X [n, inputs] is read, out [n, outputs] written.
+
+        Both must be C-contiguous arrays of exactly the engine's dtype, apart in memory.
+        """
+        cdef EngineCore engine = self.engine
+        engine.check_exact(X, "X", (self.n, engine.network.inputs), False)
+        engine.check_exact(out, "out", (self.n, engine.network.outputs), True)
+        engine.check_finite(X)
+        engine.check_apart(X, out)
+        self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
+
+    def run(self, X):
+        """A sequence for each session: X [n, time, inputs] -> fresh [n, time, outputs]."""
+        cdef EngineCore engine = self.engine
+        cdef cnp.ndarray events = engine.events(X, 3)
+        cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 1)
+        self.check_count(events)
+        out = np.empty((self.n, steps, engine.network.outputs), engine.dtype)
+        self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
+        return out
+
+    cdef int check_count(self, cnp.ndarray events) except -1:
+        if cnp.PyArray_DIM(events, 0) != self.n:
+            raise ShapeError(
+                f"{cnp.PyArray_DIM(events, 0)} events came for {self.n} sessions; "
+                "give one row a session, in the group's order")
+        return 0
+
+    cdef int apply(self, Py_ssize_t steps, const void* x, void* y) except -1:
+        cdef Py_ssize_t i = self.engine.apply(self.rows, self.epochs, self.n, steps, x, y)
+        if i >= 0:
+            self.raise_lost(i)
+        return 0
+
+    cdef int raise_lost(self, Py_ssize_t i) except -1:
+        raise SessionUnknownError(
+            f"the session at index {i} of this group was closed or taken over; "
+            "make a new group of open sessions")

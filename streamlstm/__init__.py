@@ -1,0 +1,64 @@
+"""Streaming LSTM inference: stateful sessions, stepped one event at a time.
+
+Names are imported when they are first used: `import streamlstm` brings in neither zmq
+nor torch, and a client brings in no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamlstm._engine import Group
+    from streamlstm.engine import Engine, Session, State
+    from streamlstm.importers import from_torch, import_model
+    from streamlstm.model import LSTM, Dense, Feature, Model
+    from streamlstm.model_file import load
+    from streamlstm.serving.client import AsyncClient, Client
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AsyncClient": "serving.client",
+    "Client": "serving.client",
+    "Dense": "model",
+    "Engine": "engine",
+    "Feature": "model",
+    "Group": "_engine",
+    "LSTM": "model",
+    "Model": "model",
+    "Session": "engine",
+    "State": "engine",
+    "from_torch": "importers",
+    "import_model": "importers",
+    "load": "model_file",
+}
+
+__all__ = [
+    "LSTM",
+    "AsyncClient",
+    "Client",
+    "Dense",
+    "Engine",
+    "Feature",
+    "Group",
+    "Model",
+    "Session",
+    "State",
+    "from_torch",
+    "import_model",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'streamlstm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"streamlstm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

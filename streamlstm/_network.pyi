@@ -1,0 +1,20 @@
+from typing import Any
+
+from numpy.typing import DTypeLike
+
+class Network:
+    itemsize: int
+    inputs: int
+    outputs: int
+    state_size: int
+    macs: int
+    initial_state: bytes
+    def __new__(
+        cls,
+        dtype: DTypeLike,
+        layers: list[tuple[Any, ...]],
+        x_mean: Any,
+        x_std: Any,
+        y_mean: Any,
+        y_std: Any,
+    ) -> Network: ...

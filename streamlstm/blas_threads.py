@@ -1,0 +1,52 @@
+"""One BLAS thread, where more only harm.
+
+BLAS threads on matrices of this size cost more than they bring (OpenBLAS #4387: 8 min
+against 30 s). Setting the limit is process-wide and costs about 21 us; so a service sets
+it once at its start, and an embedded engine only around calls of more than about 1 ms.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
+
+_lock = threading.Lock()
+_inside = 0
+_limiter: object = None
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    # Finding the loaded BLAS libraries takes milliseconds: once.
+    return ThreadpoolController()
+
+
+def use_one_thread() -> None:
+    """Limit BLAS to one thread for the life of this process."""
+    _controller().limit(limits=1, user_api="blas")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS to one thread while any caller is inside.
+
+    Nested and concurrent use is counted: the last one out restores what the first one in
+    found, which pairs of set and restore could get wrong.
+    """
+    global _inside, _limiter  # noqa: PLW0603  (the limit is the process's)
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _limiter = _controller().limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _limiter.restore_original_limits()  # type: ignore[attr-defined]
+                _limiter = None

@@ -1,0 +1,337 @@
+"""The embedded API: an Engine keeps the sessions of one model and steps them.
+
+    engine = Engine(model)
+    pump = engine.open("pump-17")
+    y = pump.step(x)
+
+An event's way: step() checks the array, takes the engine's lock, checks that the session
+is still this handle's, runs the network over the session's state row, advances seq. A
+call that raises has changed nothing. Nothing handed out is a view of live state.
+
+Any thread may call; one at a time gets in, the others wait without the GIL. After
+os.fork the child must create an engine of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgpack
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streamlstm import blas_threads
+from streamlstm._engine import EngineCore, Group, SessionCore
+from streamlstm._network import Network
+from streamlstm.errors import (
+    CapacityError,
+    DtypeError,
+    EngineClosedError,
+    MissingInputError,
+    NonFiniteError,
+    SessionClosedError,
+    SessionError,
+    SessionExistsError,
+    SessionFencedError,
+    SessionUnknownError,
+    ShapeError,
+    StateMismatchError,
+    StreamLSTMError,
+)
+from streamlstm.model import LSTM, Model
+
+Array = NDArray[Any]
+
+# Rows are numbered by 32 bits.
+MAX_SESSIONS = 2**31
+
+
+class Engine(EngineCore):
+    """Live sessions of one model, `max_sessions` at most.
+
+    A context manager (close() on exit); len(engine), name in engine, engine[name].
+    """
+
+    def __new__(cls, model: Model, *, max_sessions: int = 1_000_000) -> Self:
+        if not 1 <= max_sessions <= MAX_SESSIONS:
+            raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
+        return super().__new__(cls, _network(model), max_sessions)
+
+    def __init__(self, model: Model, *, max_sessions: int = 1_000_000) -> None:
+        self.model = model
+        self.max_sessions = max_sessions
+        self._sessions: dict[str, Session] = {}
+        self._registry = threading.Lock()
+
+    def open(self, name: str) -> Session:
+        """A new session in its initial state.
+
+        Raises SessionExistsError, CapacityError, EngineClosedError.
+        """
+        if not isinstance(name, str) or not name:
+            raise SessionError(f"a session's name is a non-empty string; got {name!r}")
+        with self._registry:
+            if name in self._sessions:
+                raise SessionExistsError(
+                    f"session {name} is open already; use engine[{name!r}] or close it first"
+                )
+            opened = self.open_row()
+            if opened is None:
+                raise CapacityError(
+                    f"all {self.max_sessions} sessions are open; close some, "
+                    "or create the engine with a larger max_sessions"
+                )
+            session = self._sessions[name] = Session(self, name, *opened)
+            return session
+
+    def __getitem__(self, name: str) -> Session:
+        try:
+            return self._sessions[name]
+        except KeyError:
+            raise SessionUnknownError(
+                f"no session {name!r} is open; open it with engine.open({name!r})"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sessions
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the open sessions."""
+        return list(self._sessions)
+
+    def group(self, sessions: Sequence[Session]) -> Group:
+        """Sessions to be stepped together again and again; looked up once.
+
+        Raises RepeatedSessionError, SessionClosedError, SessionFencedError.
+        """
+        return Group(self, sessions)
+
+    def group_by_handle(self, handles: ArrayLike, epochs: ArrayLike) -> Group:
+        """A group from handles and epochs, uint32 [n] each, checked in one pass.
+
+        Raises SessionUnknownError, RepeatedSessionError, ShapeError.
+        """
+        return Group(self, None, handles, epochs)
+
+    def step(self, sessions: Sequence[Session], X: ArrayLike) -> Array:
+        """One event each for many sessions: X [n, inputs] -> fresh [n, outputs].
+
+        All step or none does. Raises InputError, SessionClosedError, SessionFencedError.
+        """
+        return Group(self, sessions).step(X)
+
+    def close(self) -> None:
+        """Close all sessions and give their memory back. Closing twice is harmless."""
+        with self._registry:
+            self.close_core()
+            self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.model.name!r}: {len(self)} sessions>"
+
+    # -- called by the compiled half ------------------------------------------------------
+
+    def convert(self, x: Any, ndim: int) -> Array:
+        """x as a C-ordered array [..., inputs] of `ndim` axes in the engine's dtype."""
+        features = self.model.inputs
+        if isinstance(x, Mapping):
+            x = _by_name(x, [f.name for f in features])
+        a = np.asarray(x)
+        if a.dtype.kind not in "iuf":
+            raise DtypeError(
+                f"events must be real numbers; got dtype {a.dtype}: convert them to {self.dtype}"
+            )
+        if a.ndim == ndim - 1 == 0 and len(features) == 1:
+            a = a[None]
+        if a.ndim != ndim or a.shape[-1] != len(features):
+            axes = ", ".join(("sessions", "time", "inputs")[3 - ndim :])
+            axes = "sessions or time, inputs" if ndim == 2 else axes
+            raise ShapeError(
+                f"events have shape {a.shape}; expected [{axes}] with "
+                f"{len(features)} inputs: {', '.join(f.name for f in features)}"
+            )
+        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+            return np.ascontiguousarray(a, dtype=self.dtype)
+
+    def long_call(self) -> AbstractContextManager[None]:
+        """Entered around calls of more than about 1 ms."""
+        return blas_threads.one_thread()
+
+    def lost(self, session: Session) -> StreamLSTMError:
+        """Why `session` no longer owns its row."""
+        if self.closed:
+            return EngineClosedError("this engine is closed; create a new Engine")
+        if self._sessions.get(session.name, session) is session:
+            return SessionClosedError(f"session {session.name} is closed; open it again")
+        return SessionFencedError(
+            f"session {session.name} was opened again elsewhere; this handle no longer owns it"
+        )
+
+
+class Session(SessionCore):
+    """One stream's live state. Engine.open() makes it; step, step_into and run move it."""
+
+    __slots__ = ()
+    engine: Engine
+
+    def state(self) -> State:
+        """A copy of the whole state: h and c of all layers, with seq."""
+        got = self.engine.read_row(self.handle, self.epoch)
+        if got is None:
+            raise self.engine.lost(self)
+        numbers, seq = got
+        model = self.engine.model
+        units = tuple(m.units for m in model.layers if isinstance(m, LSTM))
+        return State(model.fingerprint, seq, units, numbers)
+
+    def restore(self, state: State) -> None:
+        """Go back to a saved state of this model. seq stays: it counts events applied.
+
+        Raises StateMismatchError, NonFiniteError, SessionClosedError.
+        """
+        model = self.engine.model
+        if state.fingerprint != model.fingerprint:
+            raise StateMismatchError(
+                f"the state belongs to model {state.fingerprint[:12]}, this session to "
+                f"{model.fingerprint[:12]}; restore it under its own model"
+            )
+        if state.numbers.shape != (model.state_size,) or state.numbers.dtype != model.dtype:
+            raise StateMismatchError(
+                f"the state holds {state.numbers.dtype} {state.numbers.shape}; "
+                f"expected {model.dtype} ({model.state_size},)"
+            )
+        if not np.isfinite(state.numbers).all():
+            raise NonFiniteError("the state holds NaN or infinity; restore an earlier one")
+        self._write(np.ascontiguousarray(state.numbers))
+
+    def reset(self) -> None:
+        """Go back to the state a session opens with. seq stays."""
+        self._write(None)
+
+    def _write(self, numbers: Array | None) -> None:
+        if not self.engine.write_row(self.handle, self.epoch, numbers):
+            raise self.engine.lost(self)
+
+    def fork(self, name: str) -> Session:
+        """A new session that starts from a copy of this one's state, with seq 0.
+
+        Raises SessionExistsError, CapacityError, SessionClosedError.
+        """
+        state = self.state()
+        twin = self.engine.open(name)
+        twin._write(state.numbers)
+        return twin
+
+    def take_over(self) -> Session:
+        """A new handle on the same session, epoch + 1; this one is fenced off from now on."""
+        engine = self.engine
+        with engine._registry:
+            epoch = engine.next_epoch(self.handle, self.epoch)
+            if epoch is None:
+                raise engine.lost(self)
+            session = engine._sessions[self.name] = Session(engine, self.name, self.handle, epoch)
+            return session
+
+    def close(self) -> None:
+        """Free the state. Closing twice is harmless; so is closing a handle that lost it."""
+        engine = self.engine
+        if engine.closed:
+            return
+        with engine._registry:
+            if engine.free_row(self.handle, self.epoch):
+                del engine._sessions[self.name]
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r}: {'closed' if self.closed else f'seq {self.seq}'}>"
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A session's state, copied: all layers' numbers, with what they belong to.
+
+    fingerprint: the model's. seq: events applied when it was taken. units: H of each LSTM
+    layer. numbers: h then c of each layer, [state_size], the engine's dtype.
+    """
+
+    fingerprint: str
+    seq: int
+    units: tuple[int, ...]
+    numbers: Array
+
+    def h(self, layer: int) -> Array:
+        """h of an LSTM layer (0 is the lowest), [units]."""
+        start = 2 * sum(self.units[:layer])
+        return self.numbers[start : start + self.units[layer]].copy()
+
+    def c(self, layer: int) -> Array:
+        """c of an LSTM layer (0 is the lowest), [units]."""
+        start = 2 * sum(self.units[:layer]) + self.units[layer]
+        return self.numbers[start : start + self.units[layer]].copy()
+
+    def to_bytes(self) -> bytes:
+        """The state as bytes for a file or the wire; from_bytes reads them."""
+        numbers = self.numbers.astype(self.numbers.dtype.newbyteorder("<"))
+        packed: bytes = msgpack.packb(
+            [1, self.fingerprint, self.seq, self.units, numbers.dtype.str, numbers.tobytes()]
+        )
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        """Read what to_bytes wrote. Raises StateMismatchError when it is anything else."""
+        try:
+            version, fingerprint, seq, units, dtype, numbers = msgpack.unpackb(data)
+            if version != 1 or dtype not in ("<f4", "<f8") or not isinstance(fingerprint, str):
+                raise ValueError(f"version {version!r}, dtype {dtype!r}")
+            array = np.frombuffer(numbers, dtype).astype(np.dtype(dtype).newbyteorder("="))
+            state = cls(fingerprint, int(seq), tuple(int(u) for u in units), array)
+            if 2 * sum(state.units) != array.size or min(state.units, default=0) < 1:
+                raise ValueError(f"{array.size} numbers for layers of {state.units} units")
+            return state
+        except Exception as e:  # whatever hostile bytes make msgpack or NumPy raise
+            raise StateMismatchError(
+                f"these bytes are not a saved state ({e}); give what State.to_bytes wrote"
+            ) from e
+
+
+def _network(model: Model) -> Network:
+    layers = [
+        ("lstm", m.w_x, m.w_h, m.b, _start(m, m.h0), _start(m, m.c0))
+        if isinstance(m, LSTM)
+        else ("dense", m.w, m.b, m.activation)
+        for m in model.layers
+    ]
+    x_mean, x_std = np.array([(f.mean, f.std) for f in model.inputs]).T
+    y_mean, y_std = np.array([(f.mean, f.std) for f in model.outputs]).T
+    return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std)
+
+
+def _start(layer: LSTM, given: Array | None) -> Array:
+    return np.zeros(layer.units, layer.b.dtype) if given is None else given
+
+
+def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
+    missing = [n for n in names if n not in event]
+    unknown = [n for n in event if n not in names]
+    if missing or unknown:
+        raise MissingInputError(
+            f"the event lacks {missing} and has unknown {unknown}; the model's inputs are {names}"
+        )
+    return np.stack([np.asarray(event[n]) for n in names], axis=-1)

@@ -1,0 +1,199 @@
+"""Everything streamlstm raises on purpose.
+
+    StreamLSTMError
+    ├── ModelError                  a model can't be used
+    │   ├── ModelFileError            not our file, damaged, or of an unknown version
+    │   └── UnsupportedModelError     a foreign network with a part we don't have
+    ├── InputError (ValueError)     an event was refused; no state changed
+    │   ├── ShapeError
+    │   ├── DtypeError (TypeError)
+    │   ├── NonFiniteError
+    │   ├── MissingInputError         a named input is missing or unknown
+    │   ├── RepeatedSessionError      one session twice in one step
+    │   └── StateMismatchError        a state of another model, dtype or size
+    ├── SessionError                a session can't be used
+    │   ├── SessionExistsError
+    │   ├── SessionUnknownError (KeyError)
+    │   ├── SessionClosedError
+    │   ├── SessionEvictedError       idle longer than the server's time-to-live
+    │   ├── SessionFencedError        opened again elsewhere: this handle lost it
+    │   └── SequenceError             an event's seq is not the next one
+    ├── EngineError                 the whole engine can't be used
+    │   ├── EngineClosedError
+    │   ├── ForkedProcessError        used in a child after os.fork
+    │   └── CapacityError             max_sessions reached
+    └── ServiceError                between client and server
+        ├── ProtocolError             a message that breaks docs/protocol.md
+        ├── ServerBusyError           refused unstepped; try again later
+        ├── ServerStoppingError       the server is draining
+        ├── ServerTimeoutError (TimeoutError)
+        └── ServerInternalError       the server failed at its own fault
+
+An error that can cross the wire carries its name there as ``code``
+(docs/protocol.md lists them), so that a client raises the class an
+embedded engine would have raised.
+"""
+
+from __future__ import annotations
+
+
+class StreamLSTMError(Exception):
+    """Base of all errors of this package."""
+
+    code = "INTERNAL"
+
+    def __str__(self) -> str:
+        # KeyError would show its message in quotes.
+        return Exception.__str__(self)
+
+
+class ModelError(StreamLSTMError):
+    """A model can't be used."""
+
+    code = "MODEL"
+
+
+class ModelFileError(ModelError):
+    """Not a streamlstm file, damaged, or written in an unknown format version."""
+
+
+class UnsupportedModelError(ModelError):
+    """A foreign network holds a part that streamlstm does not have."""
+
+
+class InputError(StreamLSTMError, ValueError):
+    """An event was refused; no state has changed."""
+
+    code = "INPUT"
+
+
+class ShapeError(InputError):
+    """An array has another shape than the model needs."""
+
+    code = "SHAPE"
+
+
+class DtypeError(InputError, TypeError):
+    """An array's dtype can't be used, or is not exactly the one asked for."""
+
+    code = "DTYPE"
+
+
+class NonFiniteError(InputError):
+    """An event holds NaN or infinity."""
+
+    code = "NON_FINITE"
+
+
+class MissingInputError(InputError):
+    """An event given by names lacks an input of the model or has one too many."""
+
+    code = "MISSING_INPUT"
+
+
+class RepeatedSessionError(InputError):
+    """The same session stands twice in one step."""
+
+    code = "REPEATED_SESSION"
+
+
+class StateMismatchError(InputError):
+    """A saved state belongs to another model, dtype or size."""
+
+    code = "STATE_MISMATCH"
+
+
+class SessionError(StreamLSTMError):
+    """A session can't be used."""
+
+    code = "SESSION"
+
+
+class SessionExistsError(SessionError):
+    """A session of this name is open already."""
+
+    code = "SESSION_EXISTS"
+
+
+class SessionUnknownError(SessionError, KeyError):
+    """No session of this name or handle is open."""
+
+    code = "SESSION_UNKNOWN"
+
+
+class SessionClosedError(SessionError):
+    """The session was closed."""
+
+    code = "SESSION_CLOSED"
+
+
+class SessionEvictedError(SessionError):
+    """The session was idle longer than the server's time-to-live."""
+
+    code = "EVICTED"
+
+
+class SessionFencedError(SessionError):
+    """The session was opened again elsewhere; this handle no longer owns it."""
+
+    code = "FENCED"
+
+
+class SequenceError(SessionError):
+    """An event's seq is not the next one of its session."""
+
+    code = "SEQUENCE"
+
+
+class EngineError(StreamLSTMError):
+    """The whole engine can't be used."""
+
+    code = "ENGINE"
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed."""
+
+
+class ForkedProcessError(EngineError):
+    """The engine was created before os.fork and is used in the child."""
+
+
+class CapacityError(EngineError):
+    """All ``max_sessions`` sessions are open."""
+
+    code = "CAPACITY"
+
+
+class ServiceError(StreamLSTMError):
+    """Something between client and server failed."""
+
+    code = "SERVICE"
+
+
+class ProtocolError(ServiceError):
+    """A message breaks the protocol (docs/protocol.md)."""
+
+    code = "PROTOCOL"
+
+
+class ServerBusyError(ServiceError):
+    """The server refused the event unstepped because it is overloaded."""
+
+    code = "BUSY"
+
+
+class ServerStoppingError(ServiceError):
+    """The server is draining and takes no new work."""
+
+    code = "STOPPING"
+
+
+class ServerTimeoutError(ServiceError, TimeoutError):
+    """No answer within the time-out."""
+
+
+class ServerInternalError(ServiceError):
+    """The server failed at its own fault; its log has the traceback."""
+
+    code = "INTERNAL"

@@ -1,0 +1,231 @@
+"""PyTorch: a module, a state dict, or a file that holds one.
+
+Keys carry any prefix. nn.LSTM writes weight_ih_l{k} [4H, in], weight_hh_l{k} [4H, H] and
+two biases to be added; nn.LSTMCell the same without "_l{k}"; nn.Linear weight [O, I] and
+bias [O]. Layers are taken in the order of their keys, which is the order in which the
+module's __init__ made them. What a state dict can't tell is what stands between the
+layers: `activations` says it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from streamlstm.errors import UnsupportedModelError
+from streamlstm.importers.gate_orders import canonical
+from streamlstm.model import LSTM, Activation, Dense, Feature, Layer, Model
+
+Array = NDArray[Any]
+
+RECURRENT_KEY = re.compile(
+    r"^(?P<prefix>.*?)(?P<kind>weight|bias)_(?P<which>ih|hh|hr)(_l(?P<layer>\d+))?(?P<reverse>_reverse)?$"
+)
+# Linear layers whose order is tried out, where a file keeps none: 5! orders.
+MAX_CHAINED = 5
+# Modules without tensors that leave numbers as they are when a network is only run.
+TRANSPARENT = {"Dropout", "Identity", "Sequential", "ModuleList", "ModuleDict"}
+KNOWN = {"LSTM", "LSTMCell", "Linear"} | TRANSPARENT
+
+
+def from_torch(
+    source: Any,
+    *,
+    inputs: Sequence[Feature | Mapping[str, Any] | str] | None = None,
+    outputs: Sequence[Feature | Mapping[str, Any] | str] | None = None,
+    activations: Sequence[Activation] | None = None,
+    name: str = "model",
+) -> Model:
+    """A Model from a torch.nn.Module, or from a state dict of tensors or arrays.
+
+    activations: one for each Linear layer, in order; needed when there are several, or
+    when the module holds activation modules; a lone Linear layer is "linear" by default.
+    Without a Linear layer the outputs are the top LSTM layer's h. inputs and outputs as in
+    Model. Half precision becomes float32. Raises UnsupportedModelError naming the key or
+    module that we do not have, ModelError when sizes don't fit each other.
+    """
+    if hasattr(source, "state_dict"):
+        _check_modules(source, activations)
+        source = source.state_dict()
+    tensors = {key: _array(key, a) for key, a in source.items()}
+    layers = _layers(tensors)
+    dense = sum(isinstance(layer, Dense) for layer in layers)
+    if activations is None:
+        if dense > 1:
+            raise UnsupportedModelError(
+                f"a state dict does not tell what stands between its {dense} Linear layers; "
+                f"pass activations= with {dense} names, such as ['relu', 'linear']"
+            )
+        activations = ["linear"] * dense
+    if len(activations) != dense:
+        raise UnsupportedModelError(
+            f"{len(activations)} activations were given for {dense} Linear layers; give one each"
+        )
+    names = iter(activations)
+    layers = [Dense(m.w, m.b, next(names)) if isinstance(m, Dense) else m for m in layers]
+    return Model(layers, inputs=inputs, outputs=outputs, name=name)
+
+
+def read_state_dict(path: Path) -> Mapping[str, Any]:
+    """The tensors of a .safetensors, .pt or .pth file. Never runs code from it."""
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        import torch  # noqa: PLC0415  (an extra)
+    except ImportError as e:
+        raise UnsupportedModelError(
+            f"reading {path} needs PyTorch: pip install 'streamlstm[torch]', "
+            "or save the state dict as .safetensors"
+        ) from e
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise UnsupportedModelError(
+            f"{path} is not a plain state dict ({str(e).splitlines()[0]}); pickled modules are "
+            "never run: save model.state_dict() instead"
+        ) from e
+    return _state_dict_in(loaded, path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    try:
+        with safe_open(path, framework="numpy") as f:
+            if "streamlstm" in (f.metadata() or {}):
+                raise UnsupportedModelError(f"{path} is our own model file; read it with load")
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, ValueError) as e:
+        raise UnsupportedModelError(f"{path} can't be read as safetensors: {e}") from e
+    return _in_flow_order(tensors, path)
+
+
+def _state_dict_in(loaded: Any, path: Path) -> Mapping[str, Any]:
+    """The state dict that `loaded` is, or the only one that it holds."""
+
+    def is_state_dict(d: Any) -> bool:
+        return isinstance(d, Mapping) and bool(d) and all(hasattr(a, "shape") for a in d.values())
+
+    if is_state_dict(loaded):
+        return dict(loaded)
+    inner = loaded if isinstance(loaded, Mapping) else {}
+    found = [key for key, d in inner.items() if is_state_dict(d)]
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"{path} holds {len(found)} state dicts among the keys {list(inner)}; "
+            "save just model.state_dict()"
+        )
+    return dict(inner[found[0]])
+
+
+def _check_modules(module: Any, activations: Sequence[Activation] | None) -> None:
+    for path, part in module.named_modules():
+        kind = type(part).__name__
+        is_torch = type(part).__module__.startswith("torch.nn.")
+        if is_torch and kind not in KNOWN and not list(part.children()):
+            if not list(part.parameters()) and activations is not None:
+                continue
+            raise UnsupportedModelError(
+                f"module {path or kind!r} is a {kind}, which can't be placed from a module's "
+                "parts; if it is an activation after a Linear layer, pass activations="
+            )
+
+
+def _array(key: str, a: Any) -> Array:
+    if hasattr(a, "detach"):
+        a = a.detach().cpu()
+        a = (a.float() if a.element_size() < 4 else a).numpy()
+    array = np.asarray(a)
+    if array.dtype.kind != "f":
+        raise UnsupportedModelError(f"tensor {key!r} has dtype {array.dtype}; expected floats")
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+
+def _layers(tensors: dict[str, Array]) -> list[Layer]:
+    """Layers in the order of their first keys; every tensor must belong to one."""
+    layers: dict[str, Layer] = {}
+    for key, a in tensors.items():
+        match = RECURRENT_KEY.match(key)
+        if match:
+            _check_streamable(key, match)
+            suffix = "" if match["layer"] is None else f"_l{match['layer']}"
+            name = f"{match['prefix']}*{suffix}"
+            if name not in layers:
+                layers[name] = _lstm(tensors, match["prefix"], suffix)
+        elif key.endswith("weight") and a.ndim == 2:
+            bias = tensors.get(key.removesuffix("weight") + "bias", np.zeros(len(a), a.dtype))
+            layers[key] = Dense(a, bias)
+        elif not (key.endswith("bias") and key.removesuffix("bias") + "weight" in tensors):
+            raise UnsupportedModelError(
+                f"tensor {key!r} {list(a.shape)} belongs to no LSTM or Linear layer; "
+                "only these can be imported from a state dict"
+            )
+    return list(layers.values())
+
+
+def _check_streamable(key: str, match: re.Match[str]) -> None:
+    if match["reverse"]:
+        raise UnsupportedModelError(
+            f"tensor {key!r} belongs to a reverse direction, which needs the future and "
+            "can't be streamed; train with bidirectional=False"
+        )
+    if match["which"] == "hr":
+        raise UnsupportedModelError(
+            f"tensor {key!r} is a projection (proj_size), which is not supported yet"
+        )
+
+
+def _lstm(tensors: dict[str, Array], prefix: str, suffix: str) -> LSTM:
+    def named(kind: str, which: str) -> str:
+        return f"{prefix}{kind}_{which}{suffix}"
+
+    for key in (named("weight", "ih"), named("weight", "hh")):
+        if key not in tensors:
+            raise UnsupportedModelError(f"the state dict lacks {key!r}")
+    w_x, w_h = tensors[named("weight", "ih")], tensors[named("weight", "hh")]
+    if w_h.ndim != 2 or w_h.shape[0] != 4 * w_h.shape[1]:
+        gates = "a GRU" if w_h.ndim == 2 and w_h.shape[0] == 3 * w_h.shape[1] else "no LSTM"
+        raise UnsupportedModelError(
+            f"tensor {named('weight', 'hh')!r} {list(w_h.shape)} belongs to {gates}; "
+            "an LSTM's has [4H, H]"
+        )
+    no_bias = np.zeros(len(w_h), w_h.dtype)
+    b = sum(tensors.get(named("bias", which), no_bias) for which in ("ih", "hh"))
+    return LSTM(*(canonical(a, "pytorch") for a in (w_x, w_h, b)))
+
+
+def _in_flow_order(tensors: dict[str, Array], path: Path) -> dict[str, Array]:
+    """Keys of a file that does not keep their order: LSTM layers first, then Linear ones.
+
+    Several Linear layers are chained by their sizes; if that can be done in more ways than
+    one, guessing would give plausible garbage.
+    """
+
+    def natural(key: str) -> list[tuple[int, str]]:
+        return [(int(n or 0), text) for n, text in re.findall(r"(\d*)(\D*)", key)]
+
+    recurrent = sorted((k for k in tensors if RECURRENT_KEY.match(k)), key=natural)
+    dense = [k for k in tensors if k.endswith("weight") and tensors[k].ndim == 2]
+    dense = [k for k in dense if k not in recurrent]
+    chains = [
+        order
+        for order in permutations(dense[:MAX_CHAINED])
+        if all(
+            tensors[b].shape[1] == tensors[a].shape[0]
+            for a, b in zip(order, order[1:], strict=False)
+        )
+    ]
+    if len(dense) > MAX_CHAINED or len(chains) != 1:
+        raise UnsupportedModelError(
+            f"{path} does not tell the order of {', '.join(dense)}; "
+            "import the .pt file or the live module instead"
+        )
+    others = [k for k in tensors if k not in recurrent and k not in dense]
+    return {k: tensors[k] for k in (*recurrent, *chains[0], *others)}
