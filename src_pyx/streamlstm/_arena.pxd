@@ -34,5 +34,5 @@ cdef class Arena:
     cdef int map_slab(self, Py_ssize_t s) except -1
     cdef Py_ssize_t open(self) except -2
     cdef void release(self) noexcept
-    cdef int free(self, uint32_t row) except -1
+    cdef int close(self, uint32_t row) except -1
     cdef Py_ssize_t first_repeated(self, const uint32_t* rows, Py_ssize_t n) noexcept nogil

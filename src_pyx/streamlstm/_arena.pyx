@@ -5,7 +5,7 @@ moves a live row and an emptied slab goes back at once. Beside the rows stand fl
 arrays of what a batch is checked by: seq, epoch, and the mark that finds a row twice.
 
 A row's life: open() copies `initial` over it (nothing of an earlier owner is left),
-sets seq 0 and a new epoch; free() sets seq -1 and a new epoch. (row, epoch) therefore
+sets seq 0 and a new epoch; close() sets seq -1 and a new epoch. (row, epoch) therefore
 names one ownership for ever (epochs wrap after 2^32 changes of one row).
 The caller holds the engine's lock; nothing here takes one.
 """
@@ -130,7 +130,7 @@ cdef class Arena:
         self.seq[row] = 0
         return row
 
-    cdef int free(self, uint32_t row) except -1:
+    cdef int close(self, uint32_t row) except -1:
         """Give `row` back, and its slab to the system when it holds no other live row."""
         cdef Py_ssize_t s = row >> self.shift
         self.epoch[row] += 1

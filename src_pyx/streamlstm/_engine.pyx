@@ -155,7 +155,7 @@ cdef class EngineCore:
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return False
-            self.arena.free(row)
+            self.arena.close(row)
             return True
 
     def next_epoch(self, Py_ssize_t row, uint32_t epoch):

@@ -9,7 +9,6 @@ half of its gates one product; between blocks nothing but the state rows is carr
 """
 from cython cimport floating
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
 
 import numpy as np
 
@@ -143,9 +142,9 @@ cdef void scale_in(
     """out = (x - mean) / std, packed to [n, steps, inputs]."""
     cdef floating* mean = <floating*> net.x_mean
     cdef floating* scale = <floating*> net.x_scale
-    cdef Py_ssize_t i, t, j, width = net.inputs
-    for i in range(n):
-        for t in range(steps):
+    cdef Py_ssize_t _i, _t, j, width = net.inputs
+    for _i in range(n):
+        for _t in range(steps):
             for j in range(width):
                 out[j] = (x[j] - mean[j]) * scale[j]
             x += width
@@ -160,9 +159,9 @@ cdef void scale_out(
     """y = a std + mean, spread to `stride` steps a stream."""
     cdef floating* mean = <floating*> net.y_mean
     cdef floating* scale = <floating*> net.y_scale
-    cdef Py_ssize_t i, t, j, width = net.outputs
-    for i in range(n):
-        for t in range(steps):
+    cdef Py_ssize_t _i, _t, j, width = net.outputs
+    for _i in range(n):
+        for _t in range(steps):
             for j in range(width):
                 y[j] = a[j] * scale[j] + mean[j]
             a += width

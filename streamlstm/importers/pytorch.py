@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def _lstm(tensors: dict[str, Array], prefix: str, suffix: str) -> LSTM:
             "an LSTM's has [4H, H]"
         )
     no_bias = np.zeros(len(w_h), w_h.dtype)
-    b = sum(tensors.get(named("bias", which), no_bias) for which in ("ih", "hh"))
+    b = tensors.get(named("bias", "ih"), no_bias) + tensors.get(named("bias", "hh"), no_bias)
     return LSTM(*(canonical(a, "pytorch") for a in (w_x, w_h, b)))
 
 
@@ -217,10 +217,7 @@ def _in_flow_order(tensors: dict[str, Array], path: Path) -> dict[str, Array]:
     chains = [
         order
         for order in permutations(dense[:MAX_CHAINED])
-        if all(
-            tensors[b].shape[1] == tensors[a].shape[0]
-            for a, b in zip(order, order[1:], strict=False)
-        )
+        if all(tensors[b].shape[1] == tensors[a].shape[0] for a, b in pairwise(order))
     ]
     if len(dense) > MAX_CHAINED or len(chains) != 1:
         raise UnsupportedModelError(
