@@ -26,11 +26,15 @@ directives = {
 }
 
 
-def extension(name: str) -> Extension:
+SIMD = "src_pyx/streamlstm/simd"
+
+
+def extension(name: str, *c_sources: str) -> Extension:
     return Extension(
         f"streamlstm.{name}",
-        [f"src_pyx/streamlstm/{name}.pyx"],
-        include_dirs=[np.get_include()],
+        [f"src_pyx/streamlstm/{name}.pyx", *c_sources],
+        include_dirs=[np.get_include(), "src_pyx/streamlstm"],
+        depends=[f"{SIMD}/kernel.h", f"{SIMD}/fused.h"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         # A result must not depend on which multiply-adds the compiler chose to fuse.
         extra_compile_args=["-O3", "-ffp-contract=off"],
@@ -39,7 +43,11 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(name) for name in ("_arena", "_cells_blas", "_engine", "_network")],
+        [
+            *(extension(name) for name in ("_arena", "_cells_blas", "_engine", "_network")),
+            # One file per target, each with its target pragma.
+            extension("_cells_fused", *(f"{SIMD}/{t}.c" for t in ("avx512", "avx2", "portable"))),
+        ],
         include_path=["src_pyx"],
         compiler_directives=directives,
         build_dir="build/cython",

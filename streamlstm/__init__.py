@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streamlstm._engine import Group
     from streamlstm.engine import Engine, Session, State
     from streamlstm.importers import from_torch, import_model
+    from streamlstm.kernels import show_config
     from streamlstm.model import LSTM, Dense, Feature, Model
     from streamlstm.model_file import load
     from streamlstm.serving.client import AsyncClient, Client
@@ -33,6 +34,7 @@ _HOME = {
     "from_torch": "importers",
     "import_model": "importers",
     "load": "model_file",
+    "show_config": "kernels",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "from_torch",
     "import_model",
     "load",
+    "show_config",
 ]
 
 

@@ -9,6 +9,8 @@ class Network:
     state_size: int
     macs: int
     initial_state: bytes
+    kernel_name: str
+    arithmetic: str
     def __new__(
         cls,
         dtype: DTypeLike,
@@ -17,4 +19,5 @@ class Network:
         x_std: Any,
         y_mean: Any,
         y_std: Any,
+        kernel: str,
     ) -> Network: ...

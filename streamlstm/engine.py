@@ -24,7 +24,7 @@ import msgpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm import blas_threads
+from streamlstm import blas_threads, kernels
 from streamlstm._engine import EngineCore, Group, SessionCore
 from streamlstm._network import Network
 from streamlstm.errors import (
@@ -320,7 +320,8 @@ def _network(model: Model) -> Network:
     ]
     x_mean, x_std = np.array([(f.mean, f.std) for f in model.inputs]).T
     y_mean, y_std = np.array([(f.mean, f.std) for f in model.outputs]).T
-    return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std)
+    kernel = kernels.choose(model.dtype).kernel
+    return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std, kernel)
 
 
 def _start(layer: LSTM, given: Array | None) -> Array:

@@ -15,58 +15,56 @@ import numpy as np
 from streamlstm._cells_blas cimport (
     DENSE_LAYER, LSTM_LAYER, Activation, Layer, dense_layer, lstm_layer,
 )
+from streamlstm._cells_fused cimport (
+    find_kernel, float_mode, flush_denormals, fused_layer, restore_float_mode,
+)
+
+from streamlstm._cells_fused import pack
 
 # A block's work area stays within the second-level cache's neighbourhood.
 cdef Py_ssize_t WORK_BYTES = 4 << 20
 cdef Py_ssize_t BLOCK_MAX = 1024
+cdef int LANES_MAX = 16
 ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu")  # in the order of the enum
 
 
 cdef class Network:
-    """Weights of a checked model.
+    """Weights of a checked model, for one kernel.
 
     dtype: float32 or float64. layers: ("lstm", w_x [4H, I], w_h [4H, H], b [4H], h0 [H], c0 [H])
     or ("dense", w [O, I], b [O], activation). Scaling vectors: [inputs] and [outputs].
+    kernel: "avx512", "avx2", "portable" (float32 only) or "blas".
     """
 
-    def __cinit__(self, dtype, list layers, x_mean, x_std, y_mean, y_std):
-        cdef Py_ssize_t size = 0, i
-        cdef Layer* layer
+    def __cinit__(self, dtype, list layers, x_mean, x_std, y_mean, y_std, str kernel):
         self.itemsize = np.dtype(dtype).itemsize
-        self.owned = []
+        self.kernel_name = kernel
+        if kernel == "blas":
+            self.arithmetic = f"f{8 * self.itemsize}-blas"
+        else:
+            self.kernel = find_kernel(kernel)
+            if not self.kernel or self.itemsize != 4:
+                raise ValueError(f"no {kernel} kernel for {dtype} on this machine")
+            self.arithmetic = self.kernel.arithmetic.decode()
+            self.fused = <fused_layer*> calloc(len(layers), sizeof(fused_layer))
         self.layers = <Layer*> calloc(len(layers), sizeof(Layer))
-        if not self.layers:
+        if not self.layers or (self.kernel and not self.fused):
             raise MemoryError("no memory for the layer table")
-        initial = []
-        for i, spec in enumerate(layers):
-            layer = &self.layers[i]
-            if spec[0] == "lstm":
-                _, w_x, w_h, b, h0, c0 = spec
-                layer.kind = LSTM_LAYER
-                layer.units = w_h.shape[1]
-                layer.w_h = self.own(w_h.T, dtype)
-                layer.h, layer.c = size, size + layer.units
-                size += 2 * layer.units
-                initial += [h0, c0]
-                self.gates_width = max(self.gates_width, 4 * layer.units)
-                self.macs += 4 * layer.units * layer.units
-            else:
-                _, w_x, b, activation = spec
-                layer.kind = DENSE_LAYER
-                layer.units = w_x.shape[0]
-                layer.activation = <Activation> <int> ACTIVATIONS.index(activation)
-            layer.inputs = w_x.shape[1]
-            layer.w_x = self.own(w_x.T, dtype)
-            layer.b = self.own(b, dtype)
-            self.macs += w_x.size
-            self.width = max(self.width, layer.inputs, layer.units)
+        self.owned = []
         self.layer_count = len(layers)
+        for i, spec in enumerate(layers):
+            self.add_layer(i, spec, dtype)
         self.inputs = self.layers[0].inputs
         self.outputs = self.layers[self.layer_count - 1].units
-        self.state_size = size
-        self.initial_state = np.concatenate(initial).astype(dtype).tobytes()
-        self.x_mean, self.x_scale = self.own(x_mean, dtype), self.own(1 / x_std, dtype)
-        self.y_mean, self.y_scale = self.own(y_mean, dtype), self.own(y_std, dtype)
+        self.initial_state = b"".join(
+            np.asarray(a, dtype).tobytes() for spec in layers if spec[0] == "lstm" for a in spec[4:])
+
+        self.x_scaled = bool(np.any(x_mean != 0) or np.any(x_std != 1))
+        self.y_scaled = bool(np.any(y_mean != 0) or np.any(y_std != 1))
+        self.x_mean = self.own(np.array(x_mean, dtype))
+        self.x_scale = self.own(np.array(1 / x_std, dtype))
+        self.y_mean = self.own(np.array(y_mean, dtype))
+        self.y_scale = self.own(np.array(y_std, dtype))
 
         numbers = 3 * self.width + self.gates_width
         self.block = min(max(WORK_BYTES // (numbers * self.itemsize), 1), BLOCK_MAX)
@@ -77,21 +75,62 @@ cdef class Network:
 
     def __dealloc__(self):
         free(self.layers)
+        free(self.fused)
         free(self.work)
 
-    cdef void* own(self, array, dtype) except NULL:
-        copy = np.array(array, dtype=dtype, order="C")
-        self.owned.append(copy)
-        return <void*> <Py_ssize_t> copy.ctypes.data
+    cdef int add_layer(self, int i, tuple spec, dtype) except -1:
+        cdef Layer* layer = &self.layers[i]
+        if spec[0] == "lstm":
+            _, w_x, w_h, b, _, _ = spec
+            layer.kind = LSTM_LAYER
+            layer.units = w_h.shape[1]
+            layer.h, layer.c = self.state_size, self.state_size + layer.units
+            self.state_size += 2 * layer.units
+            # Whole panels: the fused kernels' scratch is as wide as their packed gates.
+            padded = (layer.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
+            self.gates_width = max(self.gates_width, 4 * padded)
+            weights = np.concatenate([w_x, w_h], axis=1)
+        else:
+            _, w_x, b, activation = spec
+            layer.kind = DENSE_LAYER
+            layer.units = w_x.shape[0]
+            layer.activation = <Activation> <int> ACTIVATIONS.index(activation)
+            weights = w_x
+        layer.inputs = w_x.shape[1]
+        self.macs += weights.size
+        self.width = max(self.width, layer.inputs, layer.units)
+        if not self.kernel:
+            layer.w_x = self.own(np.array(w_x.T, dtype, order="C"))
+            if spec[0] == "lstm":
+                layer.w_h = self.own(np.array(w_h.T, dtype, order="C"))
+            layer.b = self.own(np.array(b, dtype))
+            return 0
+        cdef fused_layer* fused = &self.fused[i]
+        fused.inputs, fused.units = layer.inputs, layer.units
+        fused.h, fused.c, fused.activation = layer.h, layer.c, layer.activation
+        gates = 4 if spec[0] == "lstm" else 1
+        fused.w = <float*> self.own(
+            pack(weights.reshape(gates, layer.units, -1), self.kernel.lanes))
+        fused.b = <float*> self.own(pack(b.reshape(gates, layer.units, 1), self.kernel.lanes))
+        return 0
+
+    cdef void* own(self, array) except NULL:
+        self.owned.append(array)
+        return <void*> <Py_ssize_t> array.ctypes.data
 
     cdef void forward(
         self, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
     ) noexcept nogil:
-        """x [n, steps, inputs] -> y [n, steps, outputs]; the states in `rows` move on."""
+        """x [n, steps, inputs] -> y [n, steps, outputs]; the states in `rows` move on.
+
+        y is written while x is still being read: they must not overlap.
+        """
+        cdef float_mode mode = flush_denormals()
         if self.itemsize == 4:
             forward_blocks[float](self, rows, n, steps, <const float*> x, <float*> y)
         else:
             forward_blocks[double](self, rows, n, steps, <const double*> x, <double*> y)
+        restore_float_mode(mode)
 
 
 cdef void forward_blocks(
@@ -118,21 +157,42 @@ cdef void forward_block(
     const floating* x, floating* y,
 ) noexcept nogil:
     """One block: n streams whose x and y stand `stride` steps apart."""
-    cdef floating* a = <floating*> net.work
-    cdef floating* b = a + net.block * net.width
-    cdef floating* h_start = b + net.block * net.width
+    cdef floating* room = <floating*> net.work
+    cdef floating* h_start = room + 2 * net.block * net.width
     cdef floating* z = h_start + net.block * net.width
-    cdef Layer* layer
+    # Where nothing is to be scaled or moved together, x and y are used in place.
+    cdef bint packed = stride == steps or n == 1
+    cdef bint y_direct = packed and not net.y_scaled
+    cdef const floating* a = x
+    cdef floating* out
     cdef int i
-    scale_in(net, n, steps, stride, x, a)
+    if not packed or net.x_scaled:
+        scale_in(net, n, steps, stride, x, room + net.block * net.width)
+        a = room + net.block * net.width
     for i in range(net.layer_count):
-        layer = &net.layers[i]
-        if layer.kind == LSTM_LAYER:
-            lstm_layer(layer, n, steps, rows, a, h_start, z, b)
-        else:
-            dense_layer(layer, n * steps, a, b)
-        a, b = b, a
-    scale_out(net, n, steps, stride, a, y)
+        out = y if y_direct and i == net.layer_count - 1 else room + (i % 2) * net.block * net.width
+        run_layer(net, i, n, steps, rows, a, h_start, z, out)
+        a = out
+    if not y_direct:
+        scale_out(net, n, steps, stride, a, y)
+
+
+cdef inline void run_layer(
+    Network net, int i, Py_ssize_t n, Py_ssize_t steps, char** rows,
+    const floating* x, floating* h_start, floating* z, floating* out,
+) noexcept nogil:
+    cdef bint lstm = net.layers[i].kind == LSTM_LAYER
+    if floating is float:
+        if net.kernel:
+            if lstm:
+                net.kernel.lstm(&net.fused[i], n, steps, rows, x, z, out)
+            else:
+                net.kernel.dense(&net.fused[i], n * steps, x, out)
+            return
+    if lstm:
+        lstm_layer(&net.layers[i], n, steps, rows, x, h_start, z, out)
+    else:
+        dense_layer(&net.layers[i], n * steps, x, out)
 
 
 cdef void scale_in(
