@@ -44,7 +44,7 @@ def extension(name: str, *c_sources: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            *(extension(name) for name in ("_arena", "_cells_blas", "_engine", "_network")),
+            *(extension(name) for name in ("_arena", "_cells_blas", "_engine", "_network", "_threads")),
             # One file per target, each with its target pragma.
             extension("_cells_fused", *(f"{SIMD}/{t}.c" for t in ("avx512", "avx2", "portable"))),
         ],

@@ -24,13 +24,25 @@ import msgpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm import blas_threads, kernels
-from streamlstm._engine import EngineCore, Group, SessionCore
-from streamlstm._network import Network
+from streamlstm import blas_threads
+
+try:
+    from streamlstm import kernels
+    from streamlstm._engine import EngineCore, Group, SessionCore
+    from streamlstm._network import Network
+except ImportError as e:
+    if not (e.name or "").startswith("streamlstm._"):
+        raise
+    raise ImportError(
+        "streamlstm's compiled modules are missing or out of date beside "
+        f"{__file__}; outside its source folder run `pip install` on it, inside it "
+        "run `python setup.py build_ext --inplace`"
+    ) from e
 from streamlstm.errors import (
     CapacityError,
     DtypeError,
     EngineClosedError,
+    EngineError,
     MissingInputError,
     NonFiniteError,
     SessionClosedError,
@@ -48,24 +60,34 @@ Array = NDArray[Any]
 
 # Rows are numbered by 32 bits.
 MAX_SESSIONS = 2**31
+MAX_THREADS = 1024
 
 
 class Engine(EngineCore):
     """Live sessions of one model, `max_sessions` at most.
 
+    threads: how many share a large batch, the caller's included; bits do not depend on it,
+    except by BLAS. arithmetic: the class of the bits (see kernels).
     A context manager (close() on exit); len(engine), name in engine, engine[name].
     """
 
-    def __new__(cls, model: Model, *, max_sessions: int = 1_000_000) -> Self:
+    def __new__(cls, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1) -> Self:
         if not 1 <= max_sessions <= MAX_SESSIONS:
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
-        return super().__new__(cls, _network(model), max_sessions)
+        if not 1 <= threads <= MAX_THREADS:
+            raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
+        return super().__new__(cls, _network(model), max_sessions, threads, _largest_event(model))
 
-    def __init__(self, model: Model, *, max_sessions: int = 1_000_000) -> None:
+    def __init__(
+        self, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1
+    ) -> None:
         self.model = model
         self.max_sessions = max_sessions
+        self.arithmetic = self.network.arithmetic
         self._sessions: dict[str, Session] = {}
-        self._registry = threading.Lock()
+        # Re-entrant: creating a Session may run the garbage collector, and it a finalizer
+        # that closes another one.
+        self._registry = threading.RLock()
 
     def open(self, name: str) -> Session:
         """A new session in its initial state.
@@ -74,6 +96,7 @@ class Engine(EngineCore):
         """
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
+        self.ensure_usable()
         with self._registry:
             if name in self._sessions:
                 raise SessionExistsError(
@@ -133,6 +156,8 @@ class Engine(EngineCore):
 
     def close(self) -> None:
         """Close all sessions and give their memory back. Closing twice is harmless."""
+        if self.forked:  # the parent's to close; and its locks may be held here for ever
+            return
         with self._registry:
             self.close_core()
             self._sessions.clear()
@@ -153,7 +178,10 @@ class Engine(EngineCore):
         features = self.model.inputs
         if isinstance(x, Mapping):
             x = _by_name(x, [f.name for f in features])
-        a = np.asarray(x)
+        try:
+            a = np.asarray(x)
+        except ValueError as e:
+            raise ShapeError(f"the events' rows differ in length: {e}") from None
         if a.dtype.kind not in "iuf":
             raise DtypeError(
                 f"events must be real numbers; got dtype {a.dtype}: convert them to {self.dtype}"
@@ -167,7 +195,7 @@ class Engine(EngineCore):
                 f"events have shape {a.shape}; expected [{axes}] with "
                 f"{len(features)} inputs: {', '.join(f.name for f in features)}"
             )
-        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        with np.errstate(over="ignore", under="ignore"):  # what overflows is refused as infinite
             return np.ascontiguousarray(a, dtype=self.dtype)
 
     def long_call(self) -> AbstractContextManager[None]:
@@ -242,6 +270,7 @@ class Session(SessionCore):
     def take_over(self) -> Session:
         """A new handle on the same session, epoch + 1; this one is fenced off from now on."""
         engine = self.engine
+        engine.ensure_usable()
         with engine._registry:
             epoch = engine.next_epoch(self.handle, self.epoch)
             if epoch is None:
@@ -252,10 +281,10 @@ class Session(SessionCore):
     def close(self) -> None:
         """Free the state. Closing twice is harmless; so is closing a handle that lost it."""
         engine = self.engine
-        if engine.closed:
+        if engine.forked:
             return
         with engine._registry:
-            if engine.free_row(self.handle, self.epoch):
+            if not engine.closed and engine.free_row(self.handle, self.epoch):
                 del engine._sessions[self.name]
 
     def __repr__(self) -> str:
@@ -324,6 +353,17 @@ def _network(model: Model) -> Network:
     return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std, kernel)
 
 
+def _largest_event(model: Model) -> float:
+    """The largest number an event may hold.
+
+    A sensor's "missing" is often the largest float. Divided by a std below 1 it becomes
+    infinite, the difference of two infinite products NaN, and a NaN never leaves h and c.
+    So eight decades are kept free for the first layer's weights.
+    """
+    largest = float(np.finfo(model.dtype).max)
+    return min(largest, largest * 1e-8 * min(f.std for f in model.inputs))
+
+
 def _start(layer: LSTM, given: Array | None) -> Array:
     return np.zeros(layer.units, layer.b.dtype) if given is None else given
 
@@ -335,4 +375,8 @@ def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
         raise MissingInputError(
             f"the event lacks {missing} and has unknown {unknown}; the model's inputs are {names}"
         )
-    return np.stack([np.asarray(event[n]) for n in names], axis=-1)
+    columns = [np.asarray(event[n]) for n in names]
+    if len({a.shape for a in columns}) > 1:
+        shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, columns, strict=True))
+        raise ShapeError(f"the named inputs differ in shape: {shapes}")
+    return np.stack(columns, axis=-1)

@@ -24,6 +24,7 @@ cdef extern from "simd/kernel.h":
     ctypedef unsigned long float_mode
     float_mode flush_denormals() noexcept nogil
     void restore_float_mode(float_mode) noexcept nogil
+    void prefetch "__builtin_prefetch" (const void*) noexcept nogil
 
 
 cdef const fused_kernel* find_kernel(str name) except? NULL

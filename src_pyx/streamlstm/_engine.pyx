@@ -4,13 +4,14 @@ A call goes: check the arrays (no lock) -> take the engine's lock -> check that 
 session is still owned by its handle -> run the network over the state rows -> advance
 seq -> release. Nothing is changed before everything has been checked.
 
-The lock gives an engine one owner at a time: a second thread waits, without the GIL.
-Work of more than RELEASE_MACS multiply-adds releases the GIL while it runs.
+An engine has one owner at a time. Work of more than RELEASE_MACS multiply-adds gives up
+the GIL while it runs, and holds the lock; a second thread waits for that without the GIL.
+What is smaller keeps the GIL, and needs no lock while nobody is `away`.
 """
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -19,7 +20,9 @@ import os
 import numpy as np
 
 from streamlstm._arena cimport Arena
+from streamlstm._cells_fused cimport prefetch
 from streamlstm._network cimport Network
+from streamlstm._threads cimport Threads
 
 from streamlstm.errors import (
     DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
@@ -34,6 +37,9 @@ cdef Py_ssize_t RELEASE_MACS = 100_000
 # About 1 ms of work: worth what it costs to hold BLAS to one thread around it.
 cdef Py_ssize_t LONG_CALL_MACS = 20_000_000
 
+# Rows worth fetching ahead of a step: what the second-level cache can hold.
+cdef Py_ssize_t FETCH_BYTES = 512 << 10
+
 cdef unsigned int forks = 0
 
 
@@ -45,19 +51,28 @@ def note_fork():
 os.register_at_fork(after_in_child=note_fork)
 
 
-cdef inline bint all_finite(const void* x, Py_ssize_t n, int itemsize) noexcept nogil:
-    """Whether none of n numbers is NaN or infinite: their exponent bits are not all ones."""
-    cdef const uint32_t* x4 = <const uint32_t*> x
-    cdef const uint64_t* x8 = <const uint64_t*> x
-    cdef uint32_t bad = 0
+cdef inline bint all_within(
+    const void* x, Py_ssize_t n, int itemsize, double largest,
+) noexcept nogil:
+    """Whether n numbers lie within +-largest: NaN and infinity never do.
+
+    Without their signs, floats compare as their bits do; and these loops vectorize.
+    """
+    cdef const int32_t* x4 = <const int32_t*> x
+    cdef const int64_t* x8 = <const int64_t*> x
+    cdef float largest4 = <float> largest
+    cdef int32_t limit4
+    cdef int64_t limit8
+    cdef int bad = 0
     cdef Py_ssize_t i
+    memcpy(&limit4, &largest4, 4)
+    memcpy(&limit8, &largest, 8)
     if itemsize == 4:
         for i in range(n):
-            bad |= (x4[i] & <uint32_t> 0x7F800000) == <uint32_t> 0x7F800000
+            bad |= (x4[i] & <int32_t> 0x7FFFFFFF) > limit4
     else:
         for i in range(n):
-            bad |= ((x8[i] & <uint64_t> 0x7FF0000000000000)
-                    == <uint64_t> 0x7FF0000000000000)
+            bad |= (x8[i] & <int64_t> 0x7FFFFFFFFFFFFFFF) > limit8
     return not bad
 
 
@@ -65,19 +80,24 @@ cdef class EngineCore:
     """State rows of the sessions of one model, and the network that steps them."""
 
     cdef readonly Network network
+    cdef Threads threads
     cdef readonly Arena arena
     cdef readonly object dtype
     cdef readonly bint closed
+    cdef readonly double largest    # event that leaves every number of the state finite
     cdef int typenum
     cdef unsigned int forks
     cdef cython.pythread_type_lock lock
+    cdef bint away              # a step is under way without the GIL
     cdef char** rows            # row pointers of the micro-batch under way
     cdef Py_ssize_t rows_room
 
-    def __cinit__(self, Network network, Py_ssize_t max_sessions):
+    def __cinit__(self, Network network not None, Py_ssize_t max_sessions, int threads, double largest):
         self.network = network
-        self.dtype = np.dtype(np.float32 if network.itemsize == 4 else np.float64)
-        self.typenum = cnp.NPY_FLOAT32 if network.itemsize == 4 else cnp.NPY_FLOAT64
+        self.threads = Threads(network, threads)
+        self.largest = largest
+        self.dtype = np.dtype(np.float32 if network.plan.itemsize == 4 else np.float64)
+        self.typenum = cnp.NPY_FLOAT32 if network.plan.itemsize == 4 else cnp.NPY_FLOAT64
         self.arena = Arena(network.initial_state, max_sessions)
         self.forks = forks
 
@@ -100,7 +120,7 @@ cdef class EngineCore:
         return (cnp.PyArray_Check(x) and cnp.PyArray_TYPE(<cnp.ndarray> x) == self.typenum
                 and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> x)
                 and cnp.PyArray_NDIM(<cnp.ndarray> x) == ndim
-                and cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) == self.network.inputs)
+                and cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) == self.network.plan.inputs)
 
     cdef cnp.ndarray events(self, object x, int ndim):
         """x as an array whose last axis is the inputs: itself, or converted, or refused."""
@@ -110,11 +130,12 @@ cdef class EngineCore:
         return x
 
     cdef int check_finite(self, cnp.ndarray x) except -1:
-        if not all_finite(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.itemsize):
-            where = [int(k[0]) for k in np.nonzero(~np.isfinite(x))]
+        if not all_within(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.plan.itemsize,
+                          self.largest):
+            where = [int(k[0]) for k in np.nonzero(~(np.abs(x) <= self.largest))]
             raise NonFiniteError(
-                f"input{where} is {x[tuple(where)]}; an event must be finite: "
-                "repair it or leave it out")
+                f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
+                f"{self.largest:.0e} for this model: repair it or leave it out")
         return 0
 
     cdef int check_exact(self, object a, str name, tuple shape, bint written) except -1:
@@ -137,17 +158,30 @@ cdef class EngineCore:
             raise InputError("out overlaps the input in memory; give an array of its own")
         return 0
 
+    def ensure_usable(self):
+        """Raises EngineClosedError, ForkedProcessError."""
+        self.check_usable()
+
+    @property
+    def forked(self):
+        """Whether this is a child process of the one that created the engine."""
+        return self.forks != forks
+
     # -- rows -------------------------------------------------------------------------
+    # No tuple is made under the lock: that may run the garbage collector, and it a
+    # finalizer that wants the lock.
 
     def open_row(self):
         """(row, epoch) of a fresh state row, or None when all are in use."""
         self.check_usable()
         cdef Py_ssize_t row
+        cdef uint32_t epoch
         with self.lock:
             row = self.arena.open()
             if row < 0:
                 return None
-            return row, self.arena.epoch[row]
+            epoch = self.arena.epoch[row]
+        return row, epoch
 
     def free_row(self, Py_ssize_t row, uint32_t epoch):
         """Free a row; False when `epoch` does not own it."""
@@ -172,11 +206,13 @@ cdef class EngineCore:
         self.check_usable()
         numbers = np.empty(self.network.state_size, self.dtype)
         cdef void* to = cnp.PyArray_DATA(numbers)
+        cdef int64_t seq
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return None
             memcpy(to, self.arena.row(row), self.arena.row_bytes)
-            return numbers, self.arena.seq[row]
+            seq = self.arena.seq[row]
+        return numbers, seq
 
     def write_row(self, Py_ssize_t row, uint32_t epoch, cnp.ndarray numbers=None):
         """Overwrite a row's numbers (None: as opened); False when not owned."""
@@ -196,6 +232,7 @@ cdef class EngineCore:
         with self.lock:
             self.closed = True
             self.arena.release()
+            self.threads.stop()
 
     # -- steps ------------------------------------------------------------------------
 
@@ -205,35 +242,46 @@ cdef class EngineCore:
     ) except -2:
         """x [n, steps, inputs] -> y [n, steps, outputs]; -1, or who is not owned any more."""
         self.check_usable()
-        if n * steps * self.network.macs > LONG_CALL_MACS:
-            with self.long_call():
-                return self.apply_locked(rows, epochs, n, steps, x, y)
-        return self.apply_locked(rows, epochs, n, steps, x, y)
+        cdef Py_ssize_t macs = n * steps * self.network.macs
+        if macs <= RELEASE_MACS and not self.away:
+            # Nobody else gets in while the GIL is held: the lock would only cost.
+            return self.apply_owned(rows, epochs, n, steps, x, y, False)
+        if macs <= LONG_CALL_MACS:
+            with self.lock:
+                return self.apply_owned(rows, epochs, n, steps, x, y, macs > RELEASE_MACS)
+        with self.long_call(), self.lock:
+            return self.apply_owned(rows, epochs, n, steps, x, y, True)
 
-    cdef Py_ssize_t apply_locked(
+    cdef Py_ssize_t apply_owned(
         self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
-        const void* x, void* y,
+        const void* x, void* y, bint release,
     ) except -2:
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, k
+        # Rows of a large arena come from memory: all misses at once, not one by one.
+        cdef bint fetch = n > 1 and n * self.arena.row_bytes <= FETCH_BYTES
         cdef void* p
-        with self.lock:
-            if self.rows_room < n:
-                p = realloc(self.rows, n * sizeof(char*))
-                if not p:
-                    raise MemoryError("no memory for a micro-batch of this size")
-                self.rows = <char**> p
-                self.rows_room = n
-            for i in range(n):
-                if not self.arena.owns(rows[i], epochs[i]):
-                    return i
-                self.rows[i] = self.arena.row(rows[i])
-            if n * steps * self.network.macs > RELEASE_MACS:
-                with nogil:
-                    self.network.forward(self.rows, n, steps, x, y)
-            else:
-                self.network.forward(self.rows, n, steps, x, y)
-            for i in range(n):
-                self.arena.seq[rows[i]] += steps
+        if self.rows_room < n:
+            p = realloc(self.rows, n * sizeof(char*))
+            if not p:
+                raise MemoryError("no memory for a micro-batch of this size")
+            self.rows = <char**> p
+            self.rows_room = n
+        for i in range(n):
+            if not self.arena.owns(rows[i], epochs[i]):
+                return i
+            self.rows[i] = self.arena.row(rows[i])
+            if fetch:
+                for k in range(0, self.arena.row_bytes, 64):
+                    prefetch(self.rows[i] + k)
+        if release:
+            self.away = True
+            with nogil:
+                self.threads.forward(self.rows, n, steps, x, y)
+            self.away = False
+        else:
+            self.threads.forward(self.rows, n, steps, x, y)
+        for i in range(n):
+            self.arena.seq[rows[i]] += steps
         return -1
 
     @property
@@ -250,7 +298,7 @@ cdef class SessionCore:
     cdef uint32_t row
     cdef uint32_t row_epoch
 
-    def __cinit__(self, EngineCore engine, str name, uint32_t row, uint32_t epoch):
+    def __cinit__(self, EngineCore engine not None, str name, uint32_t row, uint32_t epoch):
         self.engine = engine
         self.name = name
         self.row = row
@@ -288,7 +336,7 @@ cdef class SessionCore:
         """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(x, 1)
-        cdef cnp.npy_intp outputs = engine.network.outputs
+        cdef cnp.npy_intp outputs = engine.network.plan.outputs
         cdef cnp.ndarray out = cnp.PyArray_EMPTY(1, &outputs, engine.typenum, 0)
         self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
@@ -300,12 +348,12 @@ cdef class SessionCore:
         """
         cdef EngineCore engine = self.engine
         if not engine.fits(x, 1):
-            engine.check_exact(x, "x", (engine.network.inputs,), False)
+            engine.check_exact(x, "x", (engine.network.plan.inputs,), False)
         if not (cnp.PyArray_Check(out) and cnp.PyArray_TYPE(<cnp.ndarray> out) == engine.typenum
                 and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)
                 and cnp.PyArray_NDIM(<cnp.ndarray> out) == 1
-                and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == engine.network.outputs):
-            engine.check_exact(out, "out", (engine.network.outputs,), True)
+                and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == engine.network.plan.outputs):
+            engine.check_exact(out, "out", (engine.network.plan.outputs,), True)
         engine.check_finite(x)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
 
@@ -314,7 +362,7 @@ cdef class SessionCore:
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 0)
-        out = np.empty((steps, engine.network.outputs), engine.dtype)
+        out = np.empty((steps, engine.network.plan.outputs), engine.dtype)
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
 
@@ -332,7 +380,7 @@ cdef class Group:
     cdef uint32_t* rows
     cdef uint32_t* epochs
 
-    def __cinit__(self, EngineCore engine, sessions=None, handles=None, epochs=None):
+    def __cinit__(self, EngineCore engine not None, sessions=None, handles=None, epochs=None):
         self.engine = engine
         engine.check_usable()
         self.n = len(sessions if handles is None else handles)
@@ -360,6 +408,10 @@ cdef class Group:
         cdef SessionCore session
         cdef Py_ssize_t i
         for i in range(self.n):
+            if not isinstance(sessions[i], SessionCore):
+                raise InputError(
+                    f"item {i} of the sessions is a {type(sessions[i]).__name__}; "
+                    "give sessions that engine.open made")
             session = sessions[i]
             if session.engine is not self.engine:
                 raise InputError(f"session {session.name} belongs to another engine")
@@ -402,13 +454,13 @@ cdef class Group:
     def step(self, X):
         """One event for each session: X [n, inputs] -> fresh [n, outputs].
 
-        All sessions step or none does. Raises InputError, SessionClosedError,
-        SessionFencedError.
+        All sessions step or none does. Raises InputError, and SessionUnknownError when one
+        was closed or taken over since the group was made.
         """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef cnp.npy_intp shape[2]
-        shape[0], shape[1] = self.n, engine.network.outputs
+        shape[0], shape[1] = self.n, engine.network.plan.outputs
         cdef cnp.ndarray out = cnp.PyArray_EMPTY(2, shape, engine.typenum, 0)
         self.check_count(events)
         self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
@@ -420,8 +472,8 @@ cdef class Group:
         Both must be C-contiguous arrays of exactly the engine's dtype, apart in memory.
         """
         cdef EngineCore engine = self.engine
-        engine.check_exact(X, "X", (self.n, engine.network.inputs), False)
-        engine.check_exact(out, "out", (self.n, engine.network.outputs), True)
+        engine.check_exact(X, "X", (self.n, engine.network.plan.inputs), False)
+        engine.check_exact(out, "out", (self.n, engine.network.plan.outputs), True)
         engine.check_finite(X)
         engine.check_apart(X, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
@@ -432,7 +484,7 @@ cdef class Group:
         cdef cnp.ndarray events = engine.events(X, 3)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 1)
         self.check_count(events)
-        out = np.empty((self.n, steps, engine.network.outputs), engine.dtype)
+        out = np.empty((self.n, steps, engine.network.plan.outputs), engine.dtype)
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
 

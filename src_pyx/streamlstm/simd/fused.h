@@ -38,42 +38,49 @@ ALWAYS void store(float *p, vf a) { *(vf_any *)p = (vf_any)a; }
 
 typedef struct { vf s, p; } exp_parts;
 
-ALWAYS exp_parts exp_of(vf y) {
+ALWAYS vf magnitude(vf a) { return (vf)((vi)a & 0x7FFFFFFF); }
+
+/* y within +-EXP_MAX. */
+ALWAYS exp_parts exp_within(vf y) {
     const vf magic = SPLAT(12582912.0f); /* 1.5 * 2^23: rounds, and leaves n in the low bits */
-    y = MIN(SPLAT(EXP_MAX), MAX(SPLAT(-EXP_MAX), y));
     vf t = MULADD(y, SPLAT(1.44269504088896341f), magic);
     vf n = t - magic;
     vf r = MULADD(n, SPLAT(-LN2_HIGH), y);
     r = MULADD(n, SPLAT(-LN2_LOW), r);
-    vf q = SPLAT(0.0013946496940879887f);
-    q = MULADD(q, r, SPLAT(0.008366610603940838f));
-    q = MULADD(q, r, SPLAT(0.04166628139947265f));
-    q = MULADD(q, r, SPLAT(0.16666542793836775f));
-    q = MULADD(q, r, SPLAT(0.500000006208712f));
-    exp_parts e = {(vf)(((vi)t << 23) + 0x3F800000), MULADD(r * r, q, r)};
+    vf r2 = r * r;
+    vf low = MULADD(SPLAT(0.16666542793836775f), r, SPLAT(0.500000006208712f));
+    vf high = MULADD(SPLAT(0.008366610603940838f), r, SPLAT(0.04166628139947265f));
+    vf q = MULADD(MULADD(SPLAT(0.0013946496940879887f), r2, high), r2, low);
+    exp_parts e = {(vf)(((vi)t << 23) + 0x3F800000), MULADD(r2, q, r)};
     return e;
+}
+
+ALWAYS exp_parts exp_of(vf y) { return exp_within(MIN(SPLAT(EXP_MAX), MAX(SPLAT(-EXP_MAX), y))); }
+
+/* e^(-2|z|) */
+ALWAYS exp_parts exp_fold(vf z) {
+    return exp_within(MAX(SPLAT(-EXP_MAX), SPLAT(-2.0f) * magnitude(z)));
 }
 
 ALWAYS vf one_plus(exp_parts e) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f)); }
 ALWAYS vf one_minus(exp_parts e) { return MULADD(-e.s, e.p, SPLAT(1.0f) - e.s); }
-ALWAYS vf magnitude(vf a) { return (vf)((vi)a & 0x7FFFFFFF); }
 ALWAYS vf with_sign(vf a, vf sign) { return (vf)((vi)a | ((vi)sign & (int32_t)0x80000000)); }
 
 /* sigmoid(z) = 1 / (1 + e^-z);  tanh(z) = sign(z) (1 - e) / (1 + e), e = e^(-2|z|) */
 ALWAYS vf sigmoid_of(vf z) { return SPLAT(1.0f) / one_plus(exp_of(-z)); }
 ALWAYS vf tanh_of(vf z) {
-    exp_parts e = exp_of(SPLAT(-2.0f) * magnitude(z));
+    exp_parts e = exp_fold(z);
     return with_sign(one_minus(e) / one_plus(e), z);
 }
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c'), each product of two
  * activations with one division. */
 ALWAYS void cell(const vf gate[4], float *c, float *h) {
-    exp_parts g = exp_of(SPLAT(-2.0f) * magnitude(gate[2]));
+    exp_parts g = exp_fold(gate[2]);
     vf in = with_sign(one_minus(g), gate[2]) / (one_plus(exp_of(-gate[0])) * one_plus(g));
     vf next = load(c) / one_plus(exp_of(-gate[1])) + in;
     store(c, next);
-    exp_parts t = exp_of(SPLAT(-2.0f) * magnitude(next));
+    exp_parts t = exp_fold(next);
     store(h, with_sign(one_minus(t), next) / (one_plus(exp_of(-gate[3])) * one_plus(t)));
 }
 
@@ -177,15 +184,21 @@ typedef struct {
     float *out; ptrdiff_t out_stride;
 } places;
 
+/* A step of one stream: two panels at a time, to have enough sums under way at once. */
+ALWAYS void lstm_single(lstm_work *work, ptrdiff_t panels) {
+    for (work->panel = 0; work->panel + 2 <= panels; work->panel += 2)
+        lstm_tile_1_2(work);
+    if (work->panel < panels)
+        lstm_tile_1_1(work);
+}
+
 /* One step (or one half of it) of n streams: panels outside, so that a panel's weights
  * stay in the first cache while the streams pass. */
 static void lstm_pass(const fused_layer *layer, ptrdiff_t n, char **rows, places at) {
     const ptrdiff_t panels = PANELS(layer->units);
     const ptrdiff_t tiles = (n + ROWS - 1) / ROWS;
     lstm_work work = {.layer = layer};
-    for (ptrdiff_t panel = 0; panel < panels;) {
-        const int pair = n == 1 && panels - panel >= 2;
-        work.panel = panel;
+    for (work.panel = 0; work.panel < panels; work.panel++) {
         for (ptrdiff_t t = 0, i = 0; t < tiles; t++) {
             const int R = (int)((n - i + tiles - t - 1) / (tiles - t)); /* even tiles */
             for (int r = 0; r < R; r++, i++) {
@@ -198,12 +211,8 @@ static void lstm_pass(const fused_layer *layer, ptrdiff_t n, char **rows, places
                     work.out[r] = at.out + i * at.out_stride;
                 }
             }
-            if (pair)
-                lstm_tile_1_2(&work);
-            else
-                lstm_tiles[R](&work);
+            lstm_tiles[R](&work);
         }
-        panel += pair ? 2 : 1;
     }
 }
 
@@ -216,15 +225,27 @@ static void lstm(const fused_layer *layer, ptrdiff_t n, ptrdiff_t steps, char **
     const int ahead = steps > 1 && n < Z_STREAMS;
     if (ahead) /* the input half of all steps, ROWS steps a tile */
         lstm_pass(layer, n * steps, 0, (places){.x = x, .x_stride = I, .z = z, .z_stride = Z});
-    for (ptrdiff_t t = 0; t < steps; t++) {
-        places at = {.out = out + t * H, .out_stride = steps * H};
-        if (t)
-            at.h = out + (t - 1) * H, at.h_stride = steps * H;
-        if (ahead)
-            at.z = z + t * Z, at.z_stride = steps * Z;
-        else
-            at.x = x + t * I, at.x_stride = steps * I;
-        lstm_pass(layer, n, rows, at);
+    if (n == 1) {
+        float *row = (float *)rows[0];
+        lstm_work work = {.layer = layer, .x = {x}, .h = {row + layer->h}, .c = {row + layer->c}};
+        for (ptrdiff_t t = 0; t < steps; t++) {
+            if (ahead)
+                work.x[0] = 0, work.z[0] = z + t * Z;
+            work.out[0] = out + t * H;
+            lstm_single(&work, PANELS(H));
+            work.h[0] = work.out[0];
+        }
+    } else {
+        for (ptrdiff_t t = 0; t < steps; t++) {
+            places at = {.out = out + t * H, .out_stride = steps * H};
+            if (t)
+                at.h = out + (t - 1) * H, at.h_stride = steps * H;
+            if (ahead)
+                at.z = z + t * Z, at.z_stride = steps * Z;
+            else
+                at.x = x + t * I, at.x_stride = steps * I;
+            lstm_pass(layer, n, rows, at);
+        }
     }
     for (ptrdiff_t i = 0; i < n; i++)
         memcpy((float *)rows[i] + layer->h, out + ((i + 1) * steps - 1) * H, H * sizeof(float));

@@ -1,0 +1,61 @@
+"""A network run by several threads; see _threads.pyx."""
+from streamlstm._network cimport Network, Plan
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_create(pthread_t*, void*, void* (*)(void*) noexcept nogil, void*)
+    int pthread_join(pthread_t, void**)
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+    int pthread_cond_init(pthread_cond_t*, void*)
+    int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
+    int pthread_cond_signal(pthread_cond_t*)
+    int pthread_cond_broadcast(pthread_cond_t*)
+    int pthread_cond_destroy(pthread_cond_t*)
+
+
+# One micro-batch, shared by the threads.
+ctypedef struct Job:
+    const Plan* plan
+    char** rows
+    Py_ssize_t n, steps
+    const char* x
+    char* y
+
+
+ctypedef struct Helper:
+    pthread_t thread
+    Team* team
+    int part                # which share of a job is this thread's
+    void* work              # its scratch
+
+
+ctypedef struct Team:
+    int threads             # the caller's included
+    Helper* helpers         # threads - 1
+    void* work              # the caller's scratch
+    pthread_mutex_t mutex
+    pthread_cond_t posted, done
+    unsigned long posts     # jobs posted so far
+    int pending             # helpers not done with the last one
+    bint stopping
+    Job job
+
+
+cdef class Threads:
+    cdef Team team
+    cdef Network network
+    cdef int started
+    cdef int pid
+
+    cdef void forward(
+        self, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
+    ) noexcept nogil
+    cdef void stop(self) noexcept
