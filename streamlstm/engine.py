@@ -227,7 +227,7 @@ class Session(SessionCore):
         numbers, seq = got
         model = self.engine.model
         units = tuple(m.units for m in model.layers if isinstance(m, LSTM))
-        return State(model.fingerprint, seq, units, numbers)
+        return State(model.fingerprint, seq, units, numbers, self.engine.arithmetic)
 
     def restore(self, state: State) -> None:
         """Go back to a saved state of this model. seq stays: it counts events applied.
@@ -296,13 +296,15 @@ class State:
     """A session's state, copied: all layers' numbers, with what they belong to.
 
     fingerprint: the model's. seq: events applied when it was taken. units: H of each LSTM
-    layer. numbers: h then c of each layer, [state_size], the engine's dtype.
+    layer. numbers: h then c of each layer, [state_size], the engine's dtype. arithmetic: the
+    class of the engine that computed them (see kernels); any class may go on from them.
     """
 
     fingerprint: str
     seq: int
     units: tuple[int, ...]
     numbers: Array
+    arithmetic: str
 
     def h(self, layer: int) -> Array:
         """h of an LSTM layer (0 is the lowest), [units]."""
@@ -317,8 +319,9 @@ class State:
     def to_bytes(self) -> bytes:
         """The state as bytes for a file or the wire; from_bytes reads them."""
         numbers = self.numbers.astype(self.numbers.dtype.newbyteorder("<"))
+        data = (numbers.dtype.str, numbers.tobytes())
         packed: bytes = msgpack.packb(
-            [1, self.fingerprint, self.seq, self.units, numbers.dtype.str, numbers.tobytes()]
+            [1, self.fingerprint, self.seq, self.units, *data, self.arithmetic]
         )
         return packed
 
@@ -326,11 +329,13 @@ class State:
     def from_bytes(cls, data: bytes) -> State:
         """Read what to_bytes wrote. Raises StateMismatchError when it is anything else."""
         try:
-            version, fingerprint, seq, units, dtype, numbers = msgpack.unpackb(data)
-            if version != 1 or dtype not in ("<f4", "<f8") or not isinstance(fingerprint, str):
+            version, fingerprint, seq, units, dtype, numbers, arithmetic = msgpack.unpackb(data)
+            if version != 1 or dtype not in ("<f4", "<f8"):
                 raise ValueError(f"version {version!r}, dtype {dtype!r}")
+            if not isinstance(fingerprint, str) or not isinstance(arithmetic, str):
+                raise ValueError("fingerprint and arithmetic class must be text")
             array = np.frombuffer(numbers, dtype).astype(np.dtype(dtype).newbyteorder("="))
-            state = cls(fingerprint, int(seq), tuple(int(u) for u in units), array)
+            state = cls(fingerprint, int(seq), tuple(int(u) for u in units), array, arithmetic)
             if 2 * sum(state.units) != array.size or min(state.units, default=0) < 1:
                 raise ValueError(f"{array.size} numbers for layers of {state.units} units")
             return state
