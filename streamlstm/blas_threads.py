@@ -7,6 +7,7 @@ it once at its start, and an embedded engine only around calls of more than abou
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,15 @@ from threadpoolctl import ThreadpoolController
 _lock = threading.Lock()
 _inside = 0
 _limiter: object = None
+
+
+def _forget_holders() -> None:
+    global _lock, _inside
+    # The threads that were inside, or held the lock, don't exist in a child process.
+    _lock, _inside = threading.Lock(), 0
+
+
+os.register_at_fork(after_in_child=_forget_holders)
 
 
 @cache

@@ -25,8 +25,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamlstm import blas_threads
-from streamlstm._engine import EngineCore, Group, SessionCore
-from streamlstm._network import Network
+
+try:
+    from streamlstm._engine import EngineCore, Group, SessionCore
+    from streamlstm._network import Network
+except ImportError as e:
+    if not (e.name or "").startswith("streamlstm._"):
+        raise
+    raise ImportError(
+        "streamlstm's compiled modules are missing or out of date beside "
+        f"{__file__}; outside its source folder run `pip install` on it, inside it "
+        "run `python setup.py build_ext --inplace`"
+    ) from e
 from streamlstm.errors import (
     CapacityError,
     DtypeError,
@@ -59,13 +69,15 @@ class Engine(EngineCore):
     def __new__(cls, model: Model, *, max_sessions: int = 1_000_000) -> Self:
         if not 1 <= max_sessions <= MAX_SESSIONS:
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
-        return super().__new__(cls, _network(model), max_sessions)
+        return super().__new__(cls, _network(model), max_sessions, _largest_event(model))
 
     def __init__(self, model: Model, *, max_sessions: int = 1_000_000) -> None:
         self.model = model
         self.max_sessions = max_sessions
         self._sessions: dict[str, Session] = {}
-        self._registry = threading.Lock()
+        # Re-entrant: creating a Session may run the garbage collector, and it a finalizer
+        # that closes another one.
+        self._registry = threading.RLock()
 
     def open(self, name: str) -> Session:
         """A new session in its initial state.
@@ -74,6 +86,8 @@ class Engine(EngineCore):
         """
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
+        name = str(name)  # not a subclass, such as numpy.str_
+        self.ensure_usable()
         with self._registry:
             if name in self._sessions:
                 raise SessionExistsError(
@@ -133,6 +147,8 @@ class Engine(EngineCore):
 
     def close(self) -> None:
         """Close all sessions and give their memory back. Closing twice is harmless."""
+        if self.forked:  # the parent's to close; and its locks may be held here for ever
+            return
         with self._registry:
             self.close_core()
             self._sessions.clear()
@@ -153,7 +169,7 @@ class Engine(EngineCore):
         features = self.model.inputs
         if isinstance(x, Mapping):
             x = _by_name(x, [f.name for f in features])
-        a = np.asarray(x)
+        a = _array(x)
         if a.dtype.kind not in "iuf":
             raise DtypeError(
                 f"events must be real numbers; got dtype {a.dtype}: convert them to {self.dtype}"
@@ -167,7 +183,7 @@ class Engine(EngineCore):
                 f"events have shape {a.shape}; expected [{axes}] with "
                 f"{len(features)} inputs: {', '.join(f.name for f in features)}"
             )
-        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        with np.errstate(over="ignore", under="ignore"):  # what overflows is refused as infinite
             return np.ascontiguousarray(a, dtype=self.dtype)
 
     def long_call(self) -> AbstractContextManager[None]:
@@ -242,6 +258,7 @@ class Session(SessionCore):
     def take_over(self) -> Session:
         """A new handle on the same session, epoch + 1; this one is fenced off from now on."""
         engine = self.engine
+        engine.ensure_usable()
         with engine._registry:
             epoch = engine.next_epoch(self.handle, self.epoch)
             if epoch is None:
@@ -252,10 +269,10 @@ class Session(SessionCore):
     def close(self) -> None:
         """Free the state. Closing twice is harmless; so is closing a handle that lost it."""
         engine = self.engine
-        if engine.closed:
+        if engine.forked:
             return
         with engine._registry:
-            if engine.free_row(self.handle, self.epoch):
+            if not engine.closed and engine.free_row(self.handle, self.epoch):
                 del engine._sessions[self.name]
 
     def __repr__(self) -> str:
@@ -323,8 +340,26 @@ def _network(model: Model) -> Network:
     return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std)
 
 
+def _largest_event(model: Model) -> float:
+    """The largest number an event may hold.
+
+    A sensor's "missing" is often the largest float. Divided by a std below 1 it becomes
+    infinite, the difference of two infinite products NaN, and a NaN never leaves h and c.
+    So eight decades are kept free for the first layer's weights.
+    """
+    largest = float(np.finfo(model.dtype).max)
+    return min(largest, largest * 1e-8 * min(f.std for f in model.inputs))
+
+
 def _start(layer: LSTM, given: Array | None) -> Array:
     return np.zeros(layer.units, layer.b.dtype) if given is None else given
+
+
+def _array(x: Any) -> Array:
+    try:
+        return np.asarray(x)
+    except ValueError as e:
+        raise ShapeError(f"the events' rows differ in length: {e}") from None
 
 
 def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
@@ -334,4 +369,8 @@ def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
         raise MissingInputError(
             f"the event lacks {missing} and has unknown {unknown}; the model's inputs are {names}"
         )
-    return np.stack([np.asarray(event[n]) for n in names], axis=-1)
+    columns = [_array(event[n]) for n in names]
+    if len({a.shape for a in columns}) > 1:
+        shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, columns, strict=True))
+        raise ShapeError(f"the named inputs differ in shape: {shapes}")
+    return np.stack(columns, axis=-1)

@@ -80,7 +80,7 @@ class DtypeError(InputError, TypeError):
 
 
 class NonFiniteError(InputError):
-    """An event holds NaN or infinity."""
+    """An event holds NaN, infinity or a number that would make the state so."""
 
     code = "NON_FINITE"
 

@@ -147,8 +147,9 @@ class Model:
                     f"layer {k} takes {layer.input_size} inputs, but layer {k - 1} "
                     f"gives {below.units} outputs"
                 )
-        self.inputs = _features("input", "x", inputs, self.layers[0].input_size)
-        self.outputs = _features("output", "y", outputs, self.layers[-1].units)
+        largest = float(np.finfo(self.dtype).max)
+        self.inputs = _features("input", "x", inputs, self.layers[0].input_size, largest)
+        self.outputs = _features("output", "y", outputs, self.layers[-1].units, largest)
 
     @property
     def input_size(self) -> int:
@@ -238,9 +239,10 @@ def _checked(k: int, layer: Layer, dtype: np.dtype[Any]) -> Layer:
                 f"layer {k} ({layer.kind}): {name} has shape {np.shape(a)}, "
                 f"expected {layer.shapes()[name]}"
             )
-        if not np.size(a) or not np.isfinite(a).all():
-            raise ModelError(f"layer {k} ({layer.kind}): {name} is empty or not finite")
-        copies[name] = np.array(a, dtype=dtype, order="C")
+        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+            copies[name] = np.array(a, dtype=dtype, order="C")
+        if not np.size(a) or not np.isfinite(copies[name]).all():
+            raise ModelError(f"layer {k} ({layer.kind}): {name} is empty or not finite in {dtype}")
         copies[name].flags.writeable = False
     if isinstance(layer, Dense):
         copies["activation"] = layer.activation
@@ -248,7 +250,11 @@ def _checked(k: int, layer: Layer, dtype: np.dtype[Any]) -> Layer:
 
 
 def _features(
-    what: str, letter: str, given: Sequence[Feature | Mapping[str, Any] | str] | None, size: int
+    what: str,
+    letter: str,
+    given: Sequence[Feature | Mapping[str, Any] | str] | None,
+    size: int,
+    largest: float,
 ) -> tuple[Feature, ...]:
     if given is None:
         given = [f"{letter}{k}" for k in range(size)]
@@ -260,10 +266,11 @@ def _features(
             f = Feature(**f)  # noqa: PLW2901
         feature = f if isinstance(f, Feature) else Feature(f)
         mean, std = float(feature.mean), float(feature.std)
-        if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
+        # NaN fails every comparison; 1 / std is what the network multiplies by.
+        if not (abs(mean) <= largest and 1 / largest <= std <= largest):
             raise ModelError(
                 f"{what} {feature.name!r} has mean {mean} and std {std}; "
-                "both must be finite and std above 0"
+                f"both must be finite, std above 0 and neither beyond {largest:.1e}"
             )
         features.append(Feature(feature.name, feature.unit, mean, std))
     names = [f.name for f in features]

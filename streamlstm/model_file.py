@@ -1,10 +1,11 @@
 """Model files: safetensors, with a JSON description in the metadata.
 
-Metadata key "streamlstm" holds {"format": 1, "name", "dtype", "layers", "inputs",
-"outputs"} (Model.description). Tensors are "<layer>.<tensor>" (0.w_x, 0.w_h, 0.b, 1.w,
+Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "layers",
+"inputs", "outputs"} (Model.description). Tensors are "<layer>.<tensor>" (0.w_x, 0.w_h, 0.b, 1.w,
 ...) and a test vector: "test.x" [16, inputs] with "test.y" [16, outputs], which
-reference.py computed in float64 when the file was written. load() replays it, so that a
-damaged file or a broken build says so instead of answering plausibly.
+reference.py computed in float64 when the file was written. load() compares the fingerprint
+and replays the vector, so that a damaged file (the one) or a broken build (the other) says
+so instead of answering plausibly.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     }
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
     rng = np.random.default_rng(0)
-    tensors["test.x"] = mean + std * rng.standard_normal((TEST_STEPS, model.input_size))
+    x = mean + std * rng.standard_normal((TEST_STEPS, model.input_size))
+    # Both sides must see the same events: those that the model's dtype can hold.
+    tensors["test.x"] = x.astype(model.dtype).astype(np.float64)
     tensors["test.y"], _ = reference.run(model, tensors["test.x"])
-    description = {"format": FORMAT, "name": model.name} | model.description()
+    description = {"format": FORMAT, "name": model.name, "fingerprint": model.fingerprint}
+    description |= model.description()
     partial = Path(f"{os.fspath(path)}.partial")
     try:
         save_file(tensors, partial, metadata={"streamlstm": json.dumps(description)})
@@ -67,12 +71,18 @@ def load(path: str | os.PathLike[str]) -> Model:
             name=description["name"],
             dtype=description["dtype"],
         )
-        x, y = tensors["test.x"], tensors["test.y"]
-    except (KeyError, TypeError, AttributeError, ModelError) as e:
+        if model.fingerprint != description["fingerprint"]:
+            raise ModelError(f"its fingerprint is {model.fingerprint}, not the one written in it")
+        worst = _replay(model, tensors["test.x"], tensors["test.y"])
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ModelError) as e:
         raise ModelFileError(
             f"{path} is damaged: {type(e).__name__}: {e}; write it again with model.save"
         ) from e
-    _replay(model, x, y, path)
+    if not worst <= TEST_TOLERANCE[model.dtype.name]:
+        raise ModelFileError(
+            f"{path}: the test vector inside gives outputs that differ by {worst:.2g} "
+            "of their scale here; the file is damaged or this build computes wrongly"
+        )
     return model
 
 
@@ -108,14 +118,10 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
         ) from e
 
 
-def _replay(model: Model, x: Array, y: Array, path: str) -> None:
+def _replay(model: Model, x: Array, y: Array) -> float:
+    """The largest error on the test vector, as a share of that output's scale."""
     with Engine(model, max_sessions=1) as engine:
         got = engine.open("test").run(x)
     std = np.array([f.std for f in model.outputs])
     scale = np.maximum(std, np.abs(y).max(axis=0))
-    worst = float(np.max(np.abs(got - y) / scale))
-    if not worst <= TEST_TOLERANCE[model.dtype.name]:
-        raise ModelFileError(
-            f"{path}: the test vector inside gives outputs that differ by {worst:.2g} "
-            "of their scale here; the file is damaged or this build computes wrongly"
-        )
+    return float(np.max(np.abs(got - y) / scale))

@@ -10,7 +10,7 @@ Work of more than RELEASE_MACS multiply-adds releases the GIL while it runs.
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -45,19 +45,28 @@ def note_fork():
 os.register_at_fork(after_in_child=note_fork)
 
 
-cdef inline bint all_finite(const void* x, Py_ssize_t n, int itemsize) noexcept nogil:
-    """Whether none of n numbers is NaN or infinite: their exponent bits are not all ones."""
-    cdef const uint32_t* x4 = <const uint32_t*> x
-    cdef const uint64_t* x8 = <const uint64_t*> x
-    cdef uint32_t bad = 0
+cdef inline bint all_within(
+    const void* x, Py_ssize_t n, int itemsize, double largest,
+) noexcept nogil:
+    """Whether n numbers lie within +-largest: NaN and infinity never do.
+
+    Without their signs, floats compare as their bits do; and these loops vectorize.
+    """
+    cdef const int32_t* x4 = <const int32_t*> x
+    cdef const int64_t* x8 = <const int64_t*> x
+    cdef float largest4 = <float> largest
+    cdef int32_t limit4
+    cdef int64_t limit8
+    cdef int bad = 0
     cdef Py_ssize_t i
+    memcpy(&limit4, &largest4, 4)
+    memcpy(&limit8, &largest, 8)
     if itemsize == 4:
         for i in range(n):
-            bad |= (x4[i] & <uint32_t> 0x7F800000) == <uint32_t> 0x7F800000
+            bad |= (x4[i] & <int32_t> 0x7FFFFFFF) > limit4
     else:
         for i in range(n):
-            bad |= ((x8[i] & <uint64_t> 0x7FF0000000000000)
-                    == <uint64_t> 0x7FF0000000000000)
+            bad |= (x8[i] & <int64_t> 0x7FFFFFFFFFFFFFFF) > limit8
     return not bad
 
 
@@ -68,14 +77,16 @@ cdef class EngineCore:
     cdef readonly Arena arena
     cdef readonly object dtype
     cdef readonly bint closed
+    cdef readonly double largest    # event that leaves every number of the state finite
     cdef int typenum
     cdef unsigned int forks
     cdef cython.pythread_type_lock lock
     cdef char** rows            # row pointers of the micro-batch under way
     cdef Py_ssize_t rows_room
 
-    def __cinit__(self, Network network, Py_ssize_t max_sessions):
+    def __cinit__(self, Network network not None, Py_ssize_t max_sessions, double largest):
         self.network = network
+        self.largest = largest
         self.dtype = np.dtype(np.float32 if network.itemsize == 4 else np.float64)
         self.typenum = cnp.NPY_FLOAT32 if network.itemsize == 4 else cnp.NPY_FLOAT64
         self.arena = Arena(network.initial_state, max_sessions)
@@ -110,12 +121,23 @@ cdef class EngineCore:
         return x
 
     cdef int check_finite(self, cnp.ndarray x) except -1:
-        if not all_finite(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.itemsize):
-            where = [int(k[0]) for k in np.nonzero(~np.isfinite(x))]
+        if not all_within(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.itemsize,
+                          self.largest):
+            where = [int(k[0]) for k in np.nonzero(~(np.abs(x) <= self.largest))]
             raise NonFiniteError(
-                f"input{where} is {x[tuple(where)]}; an event must be finite: "
-                "repair it or leave it out")
+                f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
+                f"{self.largest:.0e} for this model: repair it or leave it out")
         return 0
+
+    cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept:
+        """What check_exact asks, without allocating: shape [n, width], or [width] for n < 0."""
+        cdef int last = n >= 0
+        return (cnp.PyArray_Check(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
+                and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written
+                     else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
+                and cnp.PyArray_NDIM(<cnp.ndarray> a) == last + 1
+                and cnp.PyArray_DIM(<cnp.ndarray> a, last) == width
+                and (n < 0 or cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n))
 
     cdef int check_exact(self, object a, str name, tuple shape, bint written) except -1:
         """For *_into calls, which convert nothing."""
@@ -137,17 +159,30 @@ cdef class EngineCore:
             raise InputError("out overlaps the input in memory; give an array of its own")
         return 0
 
+    def ensure_usable(self):
+        """Raises EngineClosedError, ForkedProcessError."""
+        self.check_usable()
+
+    @property
+    def forked(self):
+        """Whether this is a child process of the one that created the engine."""
+        return self.forks != forks
+
     # -- rows -------------------------------------------------------------------------
+    # No tuple is made under the lock: that may run the garbage collector, and it a
+    # finalizer that wants the lock.
 
     def open_row(self):
         """(row, epoch) of a fresh state row, or None when all are in use."""
         self.check_usable()
         cdef Py_ssize_t row
+        cdef uint32_t epoch
         with self.lock:
             row = self.arena.open()
             if row < 0:
                 return None
-            return row, self.arena.epoch[row]
+            epoch = self.arena.epoch[row]
+        return row, epoch
 
     def free_row(self, Py_ssize_t row, uint32_t epoch):
         """Free a row; False when `epoch` does not own it."""
@@ -172,11 +207,13 @@ cdef class EngineCore:
         self.check_usable()
         numbers = np.empty(self.network.state_size, self.dtype)
         cdef void* to = cnp.PyArray_DATA(numbers)
+        cdef int64_t seq
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return None
             memcpy(to, self.arena.row(row), self.arena.row_bytes)
-            return numbers, self.arena.seq[row]
+            seq = self.arena.seq[row]
+        return numbers, seq
 
     def write_row(self, Py_ssize_t row, uint32_t epoch, cnp.ndarray numbers=None):
         """Overwrite a row's numbers (None: as opened); False when not owned."""
@@ -250,7 +287,7 @@ cdef class SessionCore:
     cdef uint32_t row
     cdef uint32_t row_epoch
 
-    def __cinit__(self, EngineCore engine, str name, uint32_t row, uint32_t epoch):
+    def __cinit__(self, EngineCore engine not None, str name, uint32_t row, uint32_t epoch):
         self.engine = engine
         self.name = name
         self.row = row
@@ -299,12 +336,9 @@ cdef class SessionCore:
         Both must be C-contiguous arrays of exactly the engine's dtype. Raises as step().
         """
         cdef EngineCore engine = self.engine
-        if not engine.fits(x, 1):
+        if not engine.is_exact(x, -1, engine.network.inputs, False):
             engine.check_exact(x, "x", (engine.network.inputs,), False)
-        if not (cnp.PyArray_Check(out) and cnp.PyArray_TYPE(<cnp.ndarray> out) == engine.typenum
-                and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)
-                and cnp.PyArray_NDIM(<cnp.ndarray> out) == 1
-                and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == engine.network.outputs):
+        if not engine.is_exact(out, -1, engine.network.outputs, True):
             engine.check_exact(out, "out", (engine.network.outputs,), True)
         engine.check_finite(x)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
@@ -332,7 +366,7 @@ cdef class Group:
     cdef uint32_t* rows
     cdef uint32_t* epochs
 
-    def __cinit__(self, EngineCore engine, sessions=None, handles=None, epochs=None):
+    def __cinit__(self, EngineCore engine not None, sessions=None, handles=None, epochs=None):
         self.engine = engine
         engine.check_usable()
         self.n = len(sessions if handles is None else handles)
@@ -360,6 +394,10 @@ cdef class Group:
         cdef SessionCore session
         cdef Py_ssize_t i
         for i in range(self.n):
+            if not isinstance(sessions[i], SessionCore):
+                raise InputError(
+                    f"item {i} of the sessions is a {type(sessions[i]).__name__}; "
+                    "give sessions that engine.open made")
             session = sessions[i]
             if session.engine is not self.engine:
                 raise InputError(f"session {session.name} belongs to another engine")
@@ -402,8 +440,8 @@ cdef class Group:
     def step(self, X):
         """One event for each session: X [n, inputs] -> fresh [n, outputs].
 
-        All sessions step or none does. Raises InputError, SessionClosedError,
-        SessionFencedError.
+        All sessions step or none does. Raises InputError, and SessionUnknownError when one
+        was closed or taken over since the group was made.
         """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
@@ -420,8 +458,10 @@ cdef class Group:
         Both must be C-contiguous arrays of exactly the engine's dtype, apart in memory.
         """
         cdef EngineCore engine = self.engine
-        engine.check_exact(X, "X", (self.n, engine.network.inputs), False)
-        engine.check_exact(out, "out", (self.n, engine.network.outputs), True)
+        if not engine.is_exact(X, self.n, engine.network.inputs, False):
+            engine.check_exact(X, "X", (self.n, engine.network.inputs), False)
+        if not engine.is_exact(out, self.n, engine.network.outputs, True):
+            engine.check_exact(out, "out", (self.n, engine.network.outputs), True)
         engine.check_finite(X)
         engine.check_apart(X, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))

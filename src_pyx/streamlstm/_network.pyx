@@ -65,8 +65,9 @@ cdef class Network:
         self.outputs = self.layers[self.layer_count - 1].units
         self.state_size = size
         self.initial_state = np.concatenate(initial).astype(dtype).tobytes()
-        self.x_mean, self.x_scale = self.own(x_mean, dtype), self.own(1 / x_std, dtype)
-        self.y_mean, self.y_scale = self.own(y_mean, dtype), self.own(y_std, dtype)
+        # In float64 always: a float32 of 101325.37 is off by a hundredth, of a small std a lot.
+        self.x_mean, self.x_scale = self.own(x_mean, float), self.own(1 / x_std, float)
+        self.y_mean, self.y_scale = self.own(y_mean, float), self.own(y_std, float)
 
         numbers = 3 * self.width + self.gates_width
         self.block = min(max(WORK_BYTES // (numbers * self.itemsize), 1), BLOCK_MAX)
@@ -140,13 +141,13 @@ cdef void scale_in(
     const floating* x, floating* out,
 ) noexcept nogil:
     """out = (x - mean) / std, packed to [n, steps, inputs]."""
-    cdef floating* mean = <floating*> net.x_mean
-    cdef floating* scale = <floating*> net.x_scale
+    cdef double* mean = <double*> net.x_mean
+    cdef double* scale = <double*> net.x_scale
     cdef Py_ssize_t _i, _t, j, width = net.inputs
     for _i in range(n):
         for _t in range(steps):
             for j in range(width):
-                out[j] = (x[j] - mean[j]) * scale[j]
+                out[j] = <floating> ((x[j] - mean[j]) * scale[j])
             x += width
             out += width
         x += (stride - steps) * width
@@ -157,13 +158,13 @@ cdef void scale_out(
     const floating* a, floating* y,
 ) noexcept nogil:
     """y = a std + mean, spread to `stride` steps a stream."""
-    cdef floating* mean = <floating*> net.y_mean
-    cdef floating* scale = <floating*> net.y_scale
+    cdef double* mean = <double*> net.y_mean
+    cdef double* scale = <double*> net.y_scale
     cdef Py_ssize_t _i, _t, j, width = net.outputs
     for _i in range(n):
         for _t in range(steps):
             for j in range(width):
-                y[j] = a[j] * scale[j] + mean[j]
+                y[j] = <floating> (a[j] * scale[j] + mean[j])
             a += width
             y += width
         y += (stride - steps) * width

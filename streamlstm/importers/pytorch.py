@@ -33,6 +33,8 @@ MAX_CHAINED = 5
 # Modules without tensors that leave numbers as they are when a network is only run.
 TRANSPARENT = {"Dropout", "Identity", "Sequential", "ModuleList", "ModuleDict"}
 KNOWN = {"LSTM", "LSTMCell", "Linear"} | TRANSPARENT
+# These leave no trace in a state dict; `activations` says where they stand.
+ACTIVATION_MODULES = {"Tanh", "Sigmoid", "ReLU"}
 
 
 def from_torch(
@@ -129,19 +131,25 @@ def _check_modules(module: Any, activations: Sequence[Activation] | None) -> Non
     for path, part in module.named_modules():
         kind = type(part).__name__
         is_torch = type(part).__module__.startswith("torch.nn.")
-        if is_torch and kind not in KNOWN and not list(part.children()):
-            if not list(part.parameters()) and activations is not None:
-                continue
+        if not is_torch or kind in KNOWN:
+            continue
+        if kind not in ACTIVATION_MODULES:
             raise UnsupportedModelError(
-                f"module {path or kind!r} is a {kind}, which can't be placed from a module's "
-                "parts; if it is an activation after a Linear layer, pass activations="
+                f"module {path or kind!r} is a {kind}; only LSTM, LSTMCell and Linear layers "
+                f"and the activations {', '.join(sorted(ACTIVATION_MODULES))} can be imported"
+            )
+        if activations is None:
+            raise UnsupportedModelError(
+                f"module {path or kind!r} is a {kind}, and a module does not tell after which "
+                "layer it stands; pass activations= with one name for each Linear layer"
             )
 
 
 def _array(key: str, a: Any) -> Array:
     if hasattr(a, "detach"):
         a = a.detach().cpu()
-        a = (a.float() if a.element_size() < 4 else a).numpy()
+        half = a.is_floating_point() and a.element_size() < 4  # NumPy has no bfloat16
+        a = (a.float() if half else a).numpy()
     array = np.asarray(a)
     if array.dtype.kind != "f":
         raise UnsupportedModelError(f"tensor {key!r} has dtype {array.dtype}; expected floats")
@@ -151,15 +159,16 @@ def _array(key: str, a: Any) -> Array:
 def _layers(tensors: dict[str, Array]) -> list[Layer]:
     """Layers in the order of their first keys; every tensor must belong to one."""
     layers: dict[str, Layer] = {}
-    for key, a in tensors.items():
-        match = RECURRENT_KEY.match(key)
-        if match:
+    for key in tensors:  # before anything else: the shapes of the others follow from these
+        if match := RECURRENT_KEY.match(key):
             _check_streamable(key, match)
+    for key, a in tensors.items():
+        if match := RECURRENT_KEY.match(key):
             suffix = "" if match["layer"] is None else f"_l{match['layer']}"
             name = f"{match['prefix']}*{suffix}"
             if name not in layers:
                 layers[name] = _lstm(tensors, match["prefix"], suffix)
-        elif key.endswith("weight") and a.ndim == 2:
+        elif _is_dense(key, a):
             bias = tensors.get(key.removesuffix("weight") + "bias", np.zeros(len(a), a.dtype))
             layers[key] = Dense(a, bias)
         elif not (key.endswith("bias") and key.removesuffix("bias") + "weight" in tensors):
@@ -170,6 +179,10 @@ def _layers(tensors: dict[str, Array]) -> list[Layer]:
     return list(layers.values())
 
 
+def _is_dense(key: str, a: Array) -> bool:
+    return (key == "weight" or key.endswith(".weight")) and a.ndim == 2
+
+
 def _check_streamable(key: str, match: re.Match[str]) -> None:
     if match["reverse"]:
         raise UnsupportedModelError(
@@ -178,7 +191,7 @@ def _check_streamable(key: str, match: re.Match[str]) -> None:
         )
     if match["which"] == "hr":
         raise UnsupportedModelError(
-            f"tensor {key!r} is a projection (proj_size), which is not supported yet"
+            f"tensor {key!r} is a projection, which is not supported yet; train with proj_size=0"
         )
 
 
@@ -197,31 +210,40 @@ def _lstm(tensors: dict[str, Array], prefix: str, suffix: str) -> LSTM:
             "an LSTM's has [4H, H]"
         )
     no_bias = np.zeros(len(w_h), w_h.dtype)
-    b = tensors.get(named("bias", "ih"), no_bias) + tensors.get(named("bias", "hh"), no_bias)
+    b_x, b_h = (tensors.get(named("bias", which), no_bias) for which in ("ih", "hh"))
+    if w_x.ndim != 2 or not len(w_x) == len(w_h) == b_x.size == b_h.size:
+        raise UnsupportedModelError(
+            f"the tensors of {named('weight', 'ih')!r} and its companions don't fit each other: "
+            f"{', '.join(str(list(a.shape)) for a in (w_x, w_h, b_x, b_h))}"
+        )
+    b = b_x + b_h
     return LSTM(*(canonical(a, "pytorch") for a in (w_x, w_h, b)))
 
 
 def _in_flow_order(tensors: dict[str, Array], path: Path) -> dict[str, Array]:
     """Keys of a file that does not keep their order: LSTM layers first, then Linear ones.
 
-    Several Linear layers are chained by their sizes; if that can be done in more ways than
-    one, guessing would give plausible garbage.
+    LSTM layers follow their numbers; Linear ones are chained by their sizes. Where neither
+    tells the order, guessing would give plausible garbage.
     """
 
     def natural(key: str) -> list[tuple[int, str]]:
         return [(int(n or 0), text) for n, text in re.findall(r"(\d*)(\D*)", key)]
 
     recurrent = sorted((k for k in tensors if RECURRENT_KEY.match(k)), key=natural)
-    dense = [k for k in tensors if k.endswith("weight") and tensors[k].ndim == 2]
-    dense = [k for k in dense if k not in recurrent]
+    dense = [k for k in tensors if k not in recurrent and _is_dense(k, tensors[k])]
     chains = [
         order
         for order in permutations(dense[:MAX_CHAINED])
         if all(tensors[b].shape[1] == tensors[a].shape[0] for a, b in pairwise(order))
     ]
-    if len(dense) > MAX_CHAINED or len(chains) != 1:
+    unclear = dense if len(dense) > MAX_CHAINED or len(chains) != 1 else []
+    prefixes = sorted({k[: RECURRENT_KEY.match(k).start("kind")] for k in recurrent})  # type: ignore[union-attr]
+    if len({re.sub(r"\d+", "", prefix) for prefix in prefixes}) > 1:
+        unclear = prefixes
+    if unclear:
         raise UnsupportedModelError(
-            f"{path} does not tell the order of {', '.join(dense)}; "
+            f"{path} does not tell the order of {', '.join(unclear)}; "
             "import the .pt file or the live module instead"
         )
     others = [k for k in tensors if k not in recurrent and k not in dense]
