@@ -96,6 +96,7 @@ class Engine(EngineCore):
         """
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
+        name = str(name)  # not a subclass, such as numpy.str_
         self.ensure_usable()
         with self._registry:
             if name in self._sessions:
@@ -178,10 +179,7 @@ class Engine(EngineCore):
         features = self.model.inputs
         if isinstance(x, Mapping):
             x = _by_name(x, [f.name for f in features])
-        try:
-            a = np.asarray(x)
-        except ValueError as e:
-            raise ShapeError(f"the events' rows differ in length: {e}") from None
+        a = _array(x)
         if a.dtype.kind not in "iuf":
             raise DtypeError(
                 f"events must be real numbers; got dtype {a.dtype}: convert them to {self.dtype}"
@@ -297,14 +295,15 @@ class State:
 
     fingerprint: the model's. seq: events applied when it was taken. units: H of each LSTM
     layer. numbers: h then c of each layer, [state_size], the engine's dtype. arithmetic: the
-    class of the engine that computed them (see kernels); any class may go on from them.
+    class of the engine that computed them (see kernels), "" where unknown; any class may go
+    on from them.
     """
 
     fingerprint: str
     seq: int
     units: tuple[int, ...]
     numbers: Array
-    arithmetic: str
+    arithmetic: str = ""
 
     def h(self, layer: int) -> Array:
         """h of an LSTM layer (0 is the lowest), [units]."""
@@ -373,6 +372,13 @@ def _start(layer: LSTM, given: Array | None) -> Array:
     return np.zeros(layer.units, layer.b.dtype) if given is None else given
 
 
+def _array(x: Any) -> Array:
+    try:
+        return np.asarray(x)
+    except ValueError as e:
+        raise ShapeError(f"the events' rows differ in length: {e}") from None
+
+
 def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
     missing = [n for n in names if n not in event]
     unknown = [n for n in event if n not in names]
@@ -380,7 +386,7 @@ def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
         raise MissingInputError(
             f"the event lacks {missing} and has unknown {unknown}; the model's inputs are {names}"
         )
-    columns = [np.asarray(event[n]) for n in names]
+    columns = [_array(event[n]) for n in names]
     if len({a.shape for a in columns}) > 1:
         shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, columns, strict=True))
         raise ShapeError(f"the named inputs differ in shape: {shapes}")

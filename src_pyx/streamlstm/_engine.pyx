@@ -92,7 +92,9 @@ cdef class EngineCore:
     cdef char** rows            # row pointers of the micro-batch under way
     cdef Py_ssize_t rows_room
 
-    def __cinit__(self, Network network not None, Py_ssize_t max_sessions, int threads, double largest):
+    def __cinit__(
+        self, Network network not None, Py_ssize_t max_sessions, int threads, double largest,
+    ):
         self.network = network
         self.threads = Threads(network, threads)
         self.largest = largest
@@ -137,6 +139,16 @@ cdef class EngineCore:
                 f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
                 f"{self.largest:.0e} for this model: repair it or leave it out")
         return 0
+
+    cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept:
+        """What check_exact asks, without allocating: shape [n, width], or [width] for n < 0."""
+        cdef int last = n >= 0
+        return (cnp.PyArray_Check(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
+                and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written
+                     else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))
+                and cnp.PyArray_NDIM(<cnp.ndarray> a) == last + 1
+                and cnp.PyArray_DIM(<cnp.ndarray> a, last) == width
+                and (n < 0 or cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n))
 
     cdef int check_exact(self, object a, str name, tuple shape, bint written) except -1:
         """For *_into calls, which convert nothing."""
@@ -276,10 +288,10 @@ cdef class EngineCore:
         if release:
             self.away = True
             with nogil:
-                self.threads.forward(self.rows, n, steps, x, y)
+                self.threads.run(self.rows, n, steps, x, y)
             self.away = False
         else:
-            self.threads.forward(self.rows, n, steps, x, y)
+            self.threads.run(self.rows, n, steps, x, y)
         for i in range(n):
             self.arena.seq[rows[i]] += steps
         return -1
@@ -344,17 +356,16 @@ cdef class SessionCore:
     def step_into(self, x, out):
         """Apply one event without allocating: x [inputs] is read, out [outputs] written.
 
-        Both must be C-contiguous arrays of exactly the engine's dtype. Raises as step().
+        Both must be C-contiguous arrays of exactly the engine's dtype, apart in
+        memory. Raises as step().
         """
         cdef EngineCore engine = self.engine
-        if not engine.fits(x, 1):
+        if not engine.is_exact(x, -1, engine.network.plan.inputs, False):
             engine.check_exact(x, "x", (engine.network.plan.inputs,), False)
-        if not (cnp.PyArray_Check(out) and cnp.PyArray_TYPE(<cnp.ndarray> out) == engine.typenum
-                and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)
-                and cnp.PyArray_NDIM(<cnp.ndarray> out) == 1
-                and cnp.PyArray_DIM(<cnp.ndarray> out, 0) == engine.network.plan.outputs):
+        if not engine.is_exact(out, -1, engine.network.plan.outputs, True):
             engine.check_exact(out, "out", (engine.network.plan.outputs,), True)
         engine.check_finite(x)
+        engine.check_apart(x, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
 
     def run(self, X):
@@ -472,8 +483,10 @@ cdef class Group:
         Both must be C-contiguous arrays of exactly the engine's dtype, apart in memory.
         """
         cdef EngineCore engine = self.engine
-        engine.check_exact(X, "X", (self.n, engine.network.plan.inputs), False)
-        engine.check_exact(out, "out", (self.n, engine.network.plan.outputs), True)
+        if not engine.is_exact(X, self.n, engine.network.plan.inputs, False):
+            engine.check_exact(X, "X", (self.n, engine.network.plan.inputs), False)
+        if not engine.is_exact(out, self.n, engine.network.plan.outputs, True):
+            engine.check_exact(out, "out", (self.n, engine.network.plan.outputs), True)
         engine.check_finite(X)
         engine.check_apart(X, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))

@@ -35,5 +35,6 @@ cdef class Network:
 
 
 cdef void forward(
-    const Plan* plan, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y, void* work,
+    const Plan* plan, char** rows, Py_ssize_t n, Py_ssize_t steps,
+    const void* x, void* y, void* work,
 ) noexcept nogil

@@ -60,7 +60,8 @@ cdef class Network:
         plan.inputs = plan.layers[0].inputs
         plan.outputs = plan.layers[plan.layer_count - 1].units
         self.initial_state = b"".join(
-            np.asarray(a, dtype).tobytes() for spec in layers if spec[0] == "lstm" for a in spec[4:])
+            np.asarray(a, dtype).tobytes()
+            for spec in layers if spec[0] == "lstm" for a in spec[4:])
 
         plan.x_scaled = bool(np.any(x_mean != 0) or np.any(x_std != 1))
         plan.y_scaled = bool(np.any(y_mean != 0) or np.any(y_std != 1))
@@ -135,7 +136,8 @@ cdef class Network:
 
 
 cdef void forward(
-    const Plan* plan, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y, void* work,
+    const Plan* plan, char** rows, Py_ssize_t n, Py_ssize_t steps,
+    const void* x, void* y, void* work,
 ) noexcept nogil:
     """x [n, steps, inputs] -> y [n, steps, outputs]; the states in `rows` move on.
 
@@ -186,7 +188,9 @@ cdef void forward_block(
         scale_in(plan, n, steps, stride, x, work + plan.block * plan.width)
         a = work + plan.block * plan.width
     for i in range(plan.layer_count):
-        out = y if y_direct and i == plan.layer_count - 1 else work + (i % 2) * plan.block * plan.width
+        out = work + (i % 2) * plan.block * plan.width
+        if y_direct and i == plan.layer_count - 1:
+            out = y
         run_layer(plan, i, n, steps, rows, a, h_start, z, out)
         a = out
     if not y_direct:

@@ -55,7 +55,7 @@ cdef class Threads:
     cdef int started
     cdef int pid
 
-    cdef void forward(
+    cdef void run(
         self, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
     ) noexcept nogil
     cdef void stop(self) noexcept

@@ -8,7 +8,7 @@ the number of threads. Batches too small to pay for the waking run in the caller
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport getpid
 
-from streamlstm._network cimport Network, Plan, forward
+from streamlstm._network cimport Network, forward
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -102,7 +102,7 @@ cdef class Threads:
             pthread_join(self.team.helpers[k].thread, NULL)
         self.started = 0
 
-    cdef void forward(
+    cdef void run(
         self, char** rows, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
     ) noexcept nogil:
         """One micro-batch through the network; the caller holds the engine's lock."""

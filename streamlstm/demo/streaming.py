@@ -1,0 +1,68 @@
+"""One sensor's series, event by event, through its session on the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from streamlstm.demo.feeds import HORIZONS_H, Array, Sensor, Series
+from streamlstm.demo.scores import Watch
+from streamlstm.serving.client import RemoteSession
+
+
+class Stream:
+    """Steps a session through a series and keeps what came of it.
+
+    forecasts [T, horizons] float64, NaN where not there yet; flagged [T] bool;
+    round_trips_s: seconds from sending an event to having its answer, [row].
+    """
+
+    def __init__(self, sensor: Sensor, series: Series, session: RemoteSession) -> None:
+        self.sensor = sensor
+        self.series = series
+        self.session = session
+        self.forecasts = np.full((len(series.values), len(HORIZONS_H)), np.nan)
+        self.flagged = np.zeros(len(series.values), dtype=bool)
+        self.round_trips_s: list[float] = []
+        self._watch = Watch()
+
+    def __len__(self) -> int:
+        return len(self.series.values)
+
+    @property
+    def row(self) -> int:
+        """Rows streamed so far."""
+        return len(self.round_trips_s)
+
+    def step(self) -> None:
+        """Send the next row as one event; take its forecasts, and flag it if it is odd."""
+        row, value = self.row, float(self.series.values[self.row])
+        x = self.sensor.inputs(self.series.times[row], value)
+        sent_s = time.perf_counter()
+        y = self.session.step(x)
+        self.round_trips_s.append(time.perf_counter() - sent_s)
+        self.forecasts[row] = y
+        said = self.said_before(row, horizon=0)
+        if not np.isnan(said):
+            self.flagged[row] = self._watch.flags(value, said)
+
+    def said(self, horizon: int) -> Array:
+        """said_before of all rows, [T]."""
+        rows = range(len(self))
+        return np.array([self.said_before(row, horizon) for row in rows], dtype=np.float64)
+
+    def said_before(self, row: int, horizon: int) -> float:
+        """What was forecast for `row`, HORIZONS_H[horizon] hours before it; NaN if nothing."""
+        hours = self.series.hours
+        made_at = int(np.searchsorted(hours[: row + 1], hours[row] - HORIZONS_H[horizon]))
+        if hours[row] - hours[made_at] != HORIZONS_H[horizon]:
+            return float("nan")
+        return float(self.forecasts[made_at, horizon])
+
+
+def interleaved(streams: Sequence[Stream]) -> Iterator[Stream]:
+    """Each stream once for each of its rows, so spread that all end together."""
+    turns = sorted((row / len(s), k) for k, s in enumerate(streams) for row in range(len(s)))
+    return (streams[k] for _, k in turns)

@@ -1,0 +1,1 @@
+"""Sessions over ZeroMQ: codec (wire), state machine (protocol, table), sockets (broker, client)."""

@@ -1,0 +1,268 @@
+"""The rim of the server: one ROUTER socket around the protocol, one thread, one loop.
+
+A turn of the loop drains what has arrived (a bounded number of messages),
+takes one step of the protocol and sends its replies. No timer: when
+messages come one at a time each is stepped at once, and batches form only
+when messages come faster than they are stepped.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final
+
+import zmq
+
+from streamlstm.errors import ServiceError
+from streamlstm.serving.protocol import Reply, ServerProtocol
+from streamlstm.serving.table import EngineLike
+
+MESSAGES_PER_TURN_MAX: Final = 256
+PENDING_MAX: Final = 4096
+"""While so many messages wait, new ones are left in the socket."""
+
+WAIT_MS: Final = 200
+"""Longest sleep of an idle loop, and so the longest reaction to a signal."""
+
+TICK_S: Final = 1.0
+GRACE_S: Final = 5.0
+"""A drain that takes longer is broken off."""
+
+LINGER_MS: Final = 1000
+
+# Plain integers: operations on the enums of pyzmq cost microseconds, and a turn has few.
+_POLLIN: Final = int(zmq.POLLIN)
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_SNDMORE: Final = int(zmq.SNDMORE) | _DONTWAIT
+_EVENTS: Final = zmq.EVENTS
+_RCVMORE: Final = zmq.RCVMORE
+
+
+def log(event: str, level: str = "info", **fields: Any) -> None:
+    """One line of JSON on stderr."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = {"time": stamp, "level": level, "event": event, **fields}
+    print(json.dumps(line, default=str), file=sys.stderr, flush=True)
+
+
+class Broker:
+    """Binds, then `run`s until `stop` was called and everything waiting is answered.
+
+    A context manager that closes the socket. `endpoint` is the actual address,
+    with the port that ``tcp://127.0.0.1:0`` got.
+    Raises ServiceError when the address can't be bound.
+    """
+
+    def __init__(
+        self,
+        protocol: ServerProtocol,
+        bind: str,
+        *,
+        frame_bytes_max: int = 8 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._protocol = protocol
+        self._clock = clock
+        self._stopping = False
+        self._ipc_path = ""
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        # What is a little too large still gets a reply; what is far too large, a closed connection.
+        self._socket.set(zmq.MAXMSGSIZE, 2 * frame_bytes_max)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.RCVTIMEO, WAIT_MS)
+        self._socket.set(zmq.LINGER, LINGER_MS)
+        try:
+            _refuse_live_ipc(bind)
+            self._socket.bind(bind)
+        except (zmq.ZMQError, ServiceError) as error:
+            self.close()
+            raise ServiceError(f"can't listen on {bind}: {error}") from None
+        self.endpoint = str(self._socket.get_string(zmq.LAST_ENDPOINT))
+        self._ipc_path = _ipc_path(self.endpoint)
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stop(self) -> None:
+        """Ask `run` to drain and return. Safe in signal handlers and from other threads."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        protocol, clock = self._protocol, self._clock
+        next_tick_s = clock() + TICK_S
+        while not self._stopping:
+            self._drain_socket()
+            now = clock()
+            self._send(protocol.step(now))
+            if now >= next_tick_s:
+                next_tick_s = now + TICK_S
+                self._tick(now)
+        log("draining", pending=protocol.pending)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Answer everything that is here, and stop."""
+        protocol, sock = self._protocol, self._socket
+        protocol.drain()
+        sock.set(zmq.RCVTIMEO, 0)  # wait for nothing more
+        until_s = self._clock() + GRACE_S
+        while self._clock() < until_s:
+            self._drain_socket()
+            self._send(protocol.step(self._clock()))
+            if not protocol.pending and not self._readable():
+                break
+        else:
+            log("drain broken off", level="error", pending=protocol.pending)
+        protocol.stop()
+
+    def close(self) -> None:
+        """Close the socket; replies already sent get up to a second to leave."""
+        if self._ipc_path and not self._socket.closed:
+            # libzmq leaves the file. Before the close: afterwards it could be another server's.
+            with suppress(FileNotFoundError):
+                os.unlink(self._ipc_path)
+        self._socket.close()
+        self._context.term()
+
+    def _drain_socket(self) -> None:
+        """Receive what has arrived, and wait for a first message when nothing is pending."""
+        protocol = self._protocol
+        pending = protocol.pending
+        budget = min(MESSAGES_PER_TURN_MAX, PENDING_MAX - pending)
+        try:
+            if not pending:
+                self._receive(0)
+                budget -= 1
+            # Asking costs half of what a refused recv costs, and most turns have one message.
+            if budget > 0 and self._readable():
+                for _ in range(budget):
+                    self._receive(_DONTWAIT)
+        except zmq.Again:
+            pass
+
+    def _readable(self) -> bool:
+        events: Any = self._socket.get(_EVENTS)
+        return bool(events & _POLLIN)
+
+    def _receive(self, flags: int) -> None:
+        """One message; of too many frames only as many are kept as show that."""
+        sock = self._socket
+        peer = sock.recv(flags)
+        frames = [sock.recv()]  # a ROUTER's message has its peer and at least one frame
+        while sock.get(_RCVMORE):
+            frames[1:] = [sock.recv()]
+        self._protocol.receive(peer, frames, self._clock())
+
+    def _send(self, replies: list[Reply]) -> None:
+        send = self._socket.send
+        for peer, message in replies:
+            try:
+                send(peer, _SNDMORE)
+                send(message, _DONTWAIT)
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                    raise
+                self._protocol.undeliverable += 1  # gone, or it does not read its replies
+
+    def _tick(self, now: float) -> None:
+        before = self._protocol.evicted
+        self._protocol.tick(now)
+        evicted = self._protocol.evicted - before
+        if evicted:
+            log("evicted", sessions=evicted)
+
+
+def serve(
+    engines: Sequence[EngineLike],
+    read_state: Callable[[bytes], Any],
+    bind: str,
+    *,
+    ttl_s: float | None = None,
+    server: str = "streamlstm",
+) -> int:
+    """Serve in the main thread until SIGTERM or SIGINT; returns the exit code, 143 or 130.
+
+    Logs to stderr; the line with event "listening" has the actual endpoint.
+    """
+    protocol = ServerProtocol(
+        engines, read_state, ttl_s=ttl_s, server=server, now=time.monotonic(), report=_Faults()
+    )
+    caught: list[int] = []
+    with Broker(protocol, bind) as broker:
+
+        def on_signal(number: int, _: FrameType | None) -> None:
+            caught.append(number)
+            broker.stop()
+
+        previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+        try:
+            log(
+                "listening",
+                endpoint=broker.endpoint,
+                pid=os.getpid(),
+                models=[engine.model.name for engine in engines],
+            )
+            gc.collect()
+            gc.freeze()  # models and code are never garbage: keep them out of every collection
+            broker.run()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        stats = protocol.stats(time.monotonic())
+    name = signal.Signals(caught[0]).name
+    log("stopped", signal=name, messages=stats["messages"], undeliverable=stats["undeliverable"])
+    return 128 + caught[0]
+
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Faults:
+    """Logs engine failures, at most one a second: a client must not be able to fill the disk."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._unlogged = 0
+
+    def __call__(self, doing: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now < self._next_s:
+            self._unlogged += 1
+            return
+        trace = "".join(traceback.format_exception(error))
+        log("fault", level="error", doing=doing, traceback=trace, unlogged=self._unlogged)
+        self._next_s, self._unlogged = now + 1.0, 0
+
+
+def _refuse_live_ipc(bind: str) -> None:
+    """libzmq silently takes an ipc path from a living server; look first."""
+    path = _ipc_path(bind)
+    if not path or not os.path.exists(path):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # left over from a server that was killed
+    raise ServiceError("another server listens there")
+
+
+def _ipc_path(address: str) -> str:
+    """The socket file of an ipc address; "" for others, and where libzmq picks the name."""
+    path = address.removeprefix("ipc://")
+    return "" if path == address or path.startswith(("@", "*")) else path

@@ -1,0 +1,760 @@
+"""Clients of the service: `Client` and, for asyncio, `AsyncClient`.
+
+Every operation is written once, as a generator that yields the request and
+is sent the reply's values (or thrown the error); the two clients only move
+the bytes. No engine is imported here.
+
+Steps are at-most-once: an event is sent with the number seq + 1 and is never
+sent again. After a time-out nobody knows whether it was stepped; the session
+then refuses to go on until it was opened again with ``resume=True``, whose
+seq tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+import zmq.asyncio
+
+from streamlstm.errors import (
+    DtypeError,
+    InputError,
+    MissingInputError,
+    NonFiniteError,
+    RepeatedSessionError,
+    SequenceError,
+    ServerInternalError,
+    ServerTimeoutError,
+    ServiceError,
+    SessionClosedError,
+    SessionError,
+    SessionEvictedError,
+    SessionFencedError,
+    SessionUnknownError,
+    ShapeError,
+    StreamLSTMError,
+)
+from streamlstm.serving import wire
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+S = TypeVar("S", bound="_Session")
+
+Request: TypeAlias = tuple[str, tuple[Any, ...]]
+Operation: TypeAlias = Generator[Request, tuple[Any, ...], T]
+"""Yields (op, fields), is sent the values of the "ok" reply, returns the result."""
+
+RUN_BYTES_MAX: Final = 1 << 20
+"""A longer run goes in pieces, so that it does not hold up the server's other clients."""
+
+_REPLY_LIMITS: Final = wire.Limits(frame_bytes=1 << 30, items=1 << 20, depth=8)
+
+OPEN, CLOSED, EVICTED, FENCED, UNKNOWN_FATE = range(5)
+_NOTICES: Final = {"evicted": EVICTED, "fenced": FENCED}
+_ENDED: Final[tuple[tuple[type[SessionError], int], ...]] = (
+    (SessionEvictedError, EVICTED),
+    (SessionFencedError, FENCED),
+    (SessionClosedError, CLOSED),
+    (SessionUnknownError, CLOSED),
+)
+_NO_ANSWER: Final = (ServerTimeoutError, ServerInternalError, wire.BadMessageError)
+_WHY: Final[dict[int, tuple[type[SessionError], str]]] = {
+    CLOSED: (SessionClosedError, "session {name!r} is closed: open it again"),
+    EVICTED: (
+        SessionEvictedError,
+        "session {name!r} was idle longer than the server's time-to-live and its state is gone: "
+        "open it again",
+    ),
+    FENCED: (
+        SessionFencedError,
+        "session {name!r} was opened elsewhere: open it with resume=True to take it back",
+    ),
+    UNKNOWN_FATE: (
+        SequenceError,
+        "session {name!r}: no answer came for the last request after event {seq}, so it may or "
+        "may not have been applied: open it again with resume=True and compare seq",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model of the server as `hello` tells it; inputs and outputs are (name, unit) pairs."""
+
+    name: str
+    fingerprint: str
+    dtype: np.dtype[Any]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def shape(self) -> tuple[int]:
+        """Of one event."""
+        return (len(self.inputs),)
+
+    def numbers(self, x: Any, ndim: int) -> Array:
+        """Events as an array [..., inputs] of the model's dtype, as an embedded engine takes them.
+
+        Raises MissingInputError, DtypeError, ShapeError.
+        """
+        if isinstance(x, Mapping):
+            x = self._by_name(x)
+        try:
+            X = np.asarray(x)
+        except ValueError as error:
+            raise ShapeError(f"the rows of an array must have one length: {error}") from None
+        if X.dtype.kind not in "iuf":
+            raise DtypeError(f"an event is real numbers, got dtype {X.dtype}")
+        if X.ndim != ndim or X.shape[-1] != len(self.inputs):
+            axes = ("rows", "inputs")[2 - ndim :]
+            raise ShapeError(
+                f"expected [{', '.join(axes)}] with {len(self.inputs)} inputs, got {X.shape}"
+            )
+        with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is refused
+            return np.ascontiguousarray(X, self.dtype)
+
+    def _by_name(self, x: Mapping[str, Any]) -> list[Any]:
+        names = [name for name, _ in self.inputs]
+        if x.keys() != set(names):
+            missing = [name for name in names if name not in x]
+            unknown = [name for name in x if name not in names]
+            raise MissingInputError(
+                f"an event needs the inputs {', '.join(names)}"
+                + (f"; missing: {', '.join(missing)}" if missing else "")
+                + (f"; unknown: {', '.join(map(str, unknown))}" if unknown else "")
+            )
+        columns = [x[name] for name in names]
+        return columns if np.ndim(columns[0]) == 0 else list(np.stack(columns, axis=-1))
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """seq and fate of this client's sessions as arrays, so that a group is checked in one pass.
+
+    Row 0 stands for every session that was closed here.
+    """
+
+    seqs: Array = field(default_factory=lambda: np.zeros(64, np.int64))
+    fates: Array = field(default_factory=lambda: np.full(64, CLOSED, np.uint8))
+    rows: dict[tuple[int, int], int] = field(default_factory=dict)  # by (handle, epoch)
+    free: list[int] = field(default_factory=lambda: list(range(63, 0, -1)))
+    # The same memory for one row at a time: four times as fast as an array's index.
+    row_seqs: memoryview = field(init=False)
+    row_fates: memoryview = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.row_seqs, self.row_fates = memoryview(self.seqs), memoryview(self.fates)
+
+    def add(self, handle: int, epoch: int, seq: int) -> int:
+        if not self.free:
+            size = len(self.seqs)
+            self.free.extend(range(2 * size - 1, size - 1, -1))
+            self.seqs = np.append(self.seqs, np.zeros(size, np.int64))
+            self.fates = np.append(self.fates, np.full(size, CLOSED, np.uint8))
+            self.row_seqs, self.row_fates = memoryview(self.seqs), memoryview(self.fates)
+        row = self.free.pop()
+        self.rows[handle, epoch] = row
+        self.seqs[row] = seq
+        self.fates[row] = OPEN
+        return row
+
+    def remove(self, handle: int, epoch: int) -> None:
+        row = self.rows.pop((handle, epoch), 0)
+        if row:
+            self.fates[row] = CLOSED
+            self.free.append(row)
+
+    def settle(self, rows: Any, error: BaseException) -> None:
+        """Note what a failed request means for the session in `rows`.
+
+        A refusal changed nothing. Whatever else kept the reply away leaves it open whether
+        the request was done.
+        """
+        for cls, fate in _ENDED:
+            if isinstance(error, cls):
+                self.fates[rows] = fate
+                return
+        if not isinstance(error, StreamLSTMError) or isinstance(error, _NO_ANSWER):
+            self.fates[rows] = UNKNOWN_FATE
+
+    def notice(self, kind: str, entries: object) -> None:
+        if kind in _NOTICES and isinstance(entries, tuple):
+            for _name, handle, epoch, _seq in entries:
+                row = self.rows.get((handle, epoch))
+                if row is not None:
+                    self.fates[row] = _NOTICES[kind]
+
+
+# --- operations, written once ---------------------------------------------------------------------
+
+
+class _Session:
+    """What RemoteSession and AsyncRemoteSession share."""
+
+    def __init__(
+        self, ledger: _Ledger, model: RemoteModel, name: str, opened: tuple[int, int, int]
+    ) -> None:
+        handle, epoch, seq = opened
+        self._ledger = ledger
+        self._handle = handle
+        self._row = ledger.add(handle, epoch, seq)
+        self._last_seq = seq  # after close
+        self.name = name
+        self.epoch = epoch
+        self.model = model
+
+    @property
+    def seq(self) -> int:
+        """Number of the last event that was applied."""
+        seq: int = self._ledger.row_seqs[self._row] if self._row else self._last_seq
+        return seq
+
+    @property
+    def closed(self) -> bool:
+        """Closed here, evicted or taken over, as far as this client has heard."""
+        return self._ledger.row_fates[self._row] in (CLOSED, EVICTED, FENCED)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self.model.name!r}, seq {self.seq}>"
+
+    def _check(self) -> None:
+        fate = self._ledger.row_fates[self._row]
+        if fate:
+            cls, sentence = _WHY[fate]
+            raise cls(sentence.format(name=self.name, seq=self.seq))
+
+    def _ask(self, op: str, *fields: Any) -> Operation[tuple[Any, ...]]:
+        """A request for this session; a reply that does not come leaves its fate open."""
+        self._check()
+        try:
+            values = yield op, (self._handle, self.epoch, *fields)
+            self._ledger.row_seqs[self._row] = values[0]
+        except BaseException as error:
+            self._ledger.settle(self._row, error)
+            raise
+        return values
+
+    def _step(self, x: Any) -> Operation[Array]:
+        # `_ask` and `numbers` written out: a round trip is made of microseconds.
+        ledger, row, model = self._ledger, self._row, self.model
+        if ledger.row_fates[row]:
+            self._check()
+        if type(x) is not np.ndarray or x.dtype is not model.dtype or x.shape != model.shape:
+            x = model.numbers(x, 1)
+        event = (self._handle, self.epoch, ledger.row_seqs[row] + 1, None, x.tobytes())
+        try:
+            ledger.row_seqs[row], y = yield "step", event
+        except BaseException as error:
+            ledger.settle(row, error)
+            raise
+        return np.frombuffer(bytearray(y), model.dtype)  # the caller's own, and writable
+
+    def _run(self, X: Any) -> Operation[Array]:
+        X = self.model.numbers(X, 2)
+        if not np.isfinite(X).all():  # looked at here, because a long run goes in pieces
+            raise NonFiniteError("an event of the run holds NaN or infinity; nothing was stepped")
+        rows = max(1, RUN_BYTES_MAX // (X.shape[1] * X.itemsize))
+        parts = []
+        for start in range(0, max(1, len(X)), rows):
+            piece = X[start : start + rows]
+            _, Y = yield from self._ask("run", self.seq + 1, None, piece.tobytes())
+            parts.append(Y)
+        return np.frombuffer(bytearray(b"".join(parts)), self.model.dtype).reshape(len(X), -1)
+
+    def _reset(self) -> Operation[None]:
+        yield from self._ask("reset")
+
+    def _state(self) -> Operation[bytes]:
+        _, blob = yield from self._ask("state")
+        return bytes(blob)
+
+    def _restore(self, state: Any) -> Operation[None]:
+        blob = state if isinstance(state, bytes) else state.to_bytes()
+        yield from self._ask("restore", blob)
+
+    def _close(self) -> Operation[None]:
+        if self._row and not self.closed:
+            yield "close", (self._handle, self.epoch)
+        self._last_seq = self.seq
+        self._row = 0
+        self._ledger.remove(self._handle, self.epoch)
+
+
+class _Group(Generic[S]):
+    """What RemoteGroup and AsyncRemoteGroup share; handles and epochs are packed once."""
+
+    def __init__(self, ledger: _Ledger, sessions: Sequence[S]) -> None:
+        self.sessions = tuple(sessions)
+        if not self.sessions:
+            raise InputError("a group needs at least one session")
+        self._model = self.sessions[0].model
+        for session in self.sessions:
+            session._check()
+            if session._ledger is not ledger:
+                raise SessionUnknownError(f"session {session.name!r} is another client's")
+            if session.model is not self._model:
+                raise InputError(
+                    f"a group has sessions of one model, got {self._model.name!r} "
+                    f"and {session.model.name!r}"
+                )
+        self._ledger = ledger
+        self._rows = np.array([session._row for session in self.sessions])
+        if len(np.unique(self._rows)) != len(self._rows):
+            raise RepeatedSessionError("a group can't have a session twice")
+        handles = [session._handle for session in self.sessions]
+        self._handles = np.array(handles, "<u8").tobytes()
+        self._epochs = np.array([session.epoch for session in self.sessions], "<u4").tobytes()
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    @property
+    def seqs(self) -> Array:
+        """Numbers of the last events applied, int64 [n]."""
+        seqs: Array = self._ledger.seqs[self._rows]
+        return seqs
+
+    def _step(self, X: Any) -> Operation[Array]:
+        model, ledger, rows = self._model, self._ledger, self._rows
+        X = model.numbers(X, 2)
+        if len(X) != len(rows):
+            raise ShapeError(f"a group of {len(rows)} sessions needs as many rows, got {len(X)}")
+        fates = ledger.fates[rows]
+        if fates.any():
+            self.sessions[int(np.argmax(fates != OPEN))]._check()
+        seqs = ledger.seqs[rows] + 1
+        try:
+            got, Y = yield (
+                "steps",
+                (self._handles, self._epochs, seqs.astype("<i8").tobytes(), None, X.tobytes()),
+            )
+        except SessionError:
+            raise  # the reply does not say which session: its own next request will
+        except BaseException as error:
+            ledger.settle(rows, error)
+            raise
+        ledger.seqs[rows] = np.frombuffer(got, "<i8")
+        return np.frombuffer(bytearray(Y), model.dtype).reshape(len(rows), -1)
+
+
+class _ClientBase(Generic[S]):
+    """Requests, replies, ids, notices and sessions; no socket."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        if not timeout_s > 0:
+            raise ServiceError(f"timeout_s must be more than 0, got {timeout_s}")
+        self.address = address
+        self.timeout_s = timeout_s
+        self.hello: dict[str, Any] = {}
+        self.models: dict[str, RemoteModel] = {}
+        self.stopping = False  # the server said so
+        self._ledger = _Ledger()
+        self._encoder = wire.Encoder()
+        self._decode = wire.Decoder(_REPLY_LIMITS).reply
+        self._ident = 0
+
+    def _request(self, request: Request) -> bytes:
+        """The next request's bytes; its id is `_ident`."""
+        self._ident += 1
+        return self._encoder.request(request[0], self._ident, request[1])
+
+    def _reply(self, frame: bytes) -> tuple[wire.Ident, StreamLSTMError | tuple[Any, ...]] | None:
+        """A frame as (id, values or the error); None for a notice, which is noted."""
+        message = self._decode(frame)
+        status = message[1]
+        if status == "ok":
+            return message[2], message[3:]
+        if status == "error" and len(message) >= 5:
+            return message[2], wire.error_from_wire(message[3], message[4])
+        if status == "notice" and len(message) >= 4:
+            if message[3] == "stopping":
+                self.stopping = True
+            self._ledger.notice(message[3], message[4] if len(message) > 4 else None)
+            return None
+        raise wire.BadMessageError(f"the server sent a {status!r} message that makes no sense here")
+
+    def _timed_out(self, op: str) -> ServerTimeoutError:
+        return ServerTimeoutError(
+            f"no answer to {op} from {self.address} within {self.timeout_s:g} s: "
+            "is the server running there?"
+        )
+
+    def _say_hello(self) -> Operation[None]:
+        (info,) = yield "hello", ({"client": "streamlstm-python"},)
+        self.hello = info
+        self.models = {
+            model["name"]: RemoteModel(
+                model["name"],
+                model["fingerprint"],
+                np.dtype(model["dtype"]),
+                model["inputs"],
+                model["outputs"],
+            )
+            for model in info["models"]
+        }
+
+    def _open(self, kind: type[S], name: str, model: str | None, resume: bool) -> Operation[S]:
+        handle, epoch, seq, model_name = yield "open", (name, model, resume)
+        return kind(self._ledger, self.models[model_name], name, (handle, epoch, seq))
+
+    def _stats(self) -> Operation[dict[str, Any]]:
+        (stats,) = yield "stats", ()
+        return dict(stats)
+
+
+# --- sync -----------------------------------------------------------------------------------------
+
+
+class RemoteSession(_Session):
+    """A session on the server; looks like an embedded one."""
+
+    _client: Client
+
+    def step(self, x: Any) -> Array:
+        """Apply one event: x [inputs] or {input name: number} -> [outputs]."""
+        return self._client._drive(self._step(x))
+
+    def run(self, X: Any) -> Array:
+        """Apply a sequence of events: X [time, inputs] -> [time, outputs]."""
+        return self._client._drive(self._run(X))
+
+    def reset(self) -> None:
+        """Back to the state of a fresh session; seq goes on."""
+        self._client._drive(self._reset())
+
+    def state(self) -> bytes:
+        """The state as bytes, to be kept and given to `restore`; State.from_bytes reads it."""
+        return self._client._drive(self._state())
+
+    def restore(self, state: Any) -> None:
+        """Put back a state: bytes from `state`, or an embedded session's State; seq goes on."""
+        self._client._drive(self._restore(state))
+
+    def close(self) -> None:
+        """End the session on the server and forget its state."""
+        self._client._drive(self._close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RemoteGroup(_Group[RemoteSession]):
+    """Sessions stepped together, one event each, in one message."""
+
+    _client: Client
+
+    def step(self, X: Any) -> Array:
+        """X [n, inputs] -> [n, outputs]; all are stepped or none."""
+        return self._client._drive(self._step(X))
+
+
+class Client(_ClientBase[RemoteSession]):
+    """A connection to a server, for any thread, one request at a time.
+
+    address: as `streamlstm serve` logs it, like "tcp://127.0.0.1:5555".
+    timeout_s: how long any request waits for its answer.
+    Raises ServerTimeoutError if no server answers there.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 5.0) -> None:
+        super().__init__(address, timeout_s)
+        self._lock = threading.Lock()
+        self._socket = _connect(zmq.Context.instance(), address, zmq.DEALER)
+        self._timeout_ms = max(1, round(timeout_s * 1000))
+        self._socket.set(zmq.RCVTIMEO, self._timeout_ms)
+        self._socket.set(zmq.SNDTIMEO, self._timeout_ms)
+        try:
+            self._drive(self._say_hello())
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, name: str, model: str | None = None, resume: bool = False) -> RemoteSession:
+        """Open a session; `model` may be left out where the server has one.
+
+        resume: take over a live session of that name with its state (its former owner
+        is fenced), or open it if there is none. seq tells what was applied so far.
+        Raises SessionExistsError, CapacityError, ModelError.
+        """
+        session = self._drive(self._open(RemoteSession, name, model, resume))
+        session._client = self
+        return session
+
+    def group(self, sessions: Sequence[RemoteSession]) -> RemoteGroup:
+        """Sessions of one model to be stepped together."""
+        group = RemoteGroup(self._ledger, sessions)
+        group._client = self
+        return group
+
+    def step(self, sessions: Sequence[RemoteSession], X: Any) -> Array:
+        """One event each for many sessions: X [n, inputs] -> [n, outputs]."""
+        return self.group(sessions).step(X)
+
+    def stats(self) -> dict[str, Any]:
+        """The server's counters."""
+        return self._drive(self._stats())
+
+    def close(self) -> None:
+        """Close the connection; open sessions stay on the server."""
+        with self._lock:
+            self._socket.close(linger=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drive(self, operation: Operation[T]) -> T:
+        with self._lock:
+            try:
+                request = next(operation)
+                while True:
+                    try:
+                        values = self._exchange(request)
+                    except BaseException as error:
+                        request = operation.throw(error)
+                    else:
+                        request = operation.send(values)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+
+    def _exchange(self, request: Request) -> tuple[Any, ...]:
+        """One request, its reply's values; raises what the reply says, or ServerTimeoutError."""
+        op = request[0]
+        until_s = None
+        message = self._request(request)
+        try:
+            self._socket.send(message)
+            while True:
+                reply = self._reply(self._socket.recv())
+                if reply is not None and reply[0] == self._ident:
+                    break
+                # A notice, or the late reply to a request that timed out.
+                now_s = time.monotonic()
+                until_s = until_s or now_s + self.timeout_s
+                if now_s > until_s:
+                    raise self._timed_out(op)
+        except zmq.Again:
+            raise self._timed_out(op) from None
+        except zmq.ZMQError:
+            if not self._socket.closed:
+                raise
+            raise ServiceError("this client is closed: make a new one") from None
+        return _values(op, reply[1])
+
+
+# --- asyncio --------------------------------------------------------------------------------------
+
+
+class AsyncRemoteSession(_Session):
+    """RemoteSession for asyncio; concurrent calls on one session are done one after the other."""
+
+    _client: AsyncClient
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._turn = asyncio.Lock()
+
+    async def step(self, x: Any) -> Array:
+        """Apply one event: x [inputs] or {input name: number} -> [outputs]."""
+        async with self._turn:
+            return await self._client._drive(self._step(x))
+
+    async def run(self, X: Any) -> Array:
+        """Apply a sequence of events: X [time, inputs] -> [time, outputs]."""
+        async with self._turn:
+            return await self._client._drive(self._run(X))
+
+    async def reset(self) -> None:
+        """Back to the state of a fresh session; seq goes on."""
+        async with self._turn:
+            await self._client._drive(self._reset())
+
+    async def state(self) -> bytes:
+        """The state as bytes, to be kept and given to `restore`."""
+        async with self._turn:
+            return await self._client._drive(self._state())
+
+    async def restore(self, state: Any) -> None:
+        """Put back a state: bytes from `state`, or an embedded session's State; seq goes on."""
+        async with self._turn:
+            await self._client._drive(self._restore(state))
+
+    async def close(self) -> None:
+        """End the session on the server and forget its state."""
+        async with self._turn:
+            await self._client._drive(self._close())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncRemoteGroup(_Group[AsyncRemoteSession]):
+    """RemoteGroup for asyncio."""
+
+    _client: AsyncClient
+
+    async def step(self, X: Any) -> Array:
+        """X [n, inputs] -> [n, outputs]; all are stepped or none."""
+        return await self._client._drive(self._step(X))
+
+
+class AsyncClient(_ClientBase[AsyncRemoteSession]):
+    """Client for asyncio; many requests may be on their way at once.
+
+    Use ``async with AsyncClient(address) as client``, or await `connect` and `close`.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 5.0) -> None:
+        super().__init__(address, timeout_s)
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[wire.Ident, asyncio.Future[Any]] = {}
+        self._credit = asyncio.Semaphore(1)
+
+    async def connect(self) -> None:
+        """Connect and ask the server what it has. Raises ServerTimeoutError."""
+        self._socket = _connect(zmq.asyncio.Context.instance(), self.address, zmq.DEALER)
+        self._reader = asyncio.create_task(self._read(self._socket))
+        try:
+            await self._drive(self._say_hello())
+        except BaseException:
+            await self.close()
+            raise
+        # Half of what the server lets wait: its other half is for what it has not yet answered.
+        self._credit = asyncio.Semaphore(max(1, self.hello["limits"]["pending_messages"] // 2))
+
+    async def open(
+        self, name: str, model: str | None = None, resume: bool = False
+    ) -> AsyncRemoteSession:
+        """Open a session, as Client.open does."""
+        session = await self._drive(self._open(AsyncRemoteSession, name, model, resume))
+        session._client = self
+        return session
+
+    def group(self, sessions: Sequence[AsyncRemoteSession]) -> AsyncRemoteGroup:
+        """Sessions of one model to be stepped together."""
+        group = AsyncRemoteGroup(self._ledger, sessions)
+        group._client = self
+        return group
+
+    async def step(self, sessions: Sequence[AsyncRemoteSession], X: Any) -> Array:
+        """One event each for many sessions: X [n, inputs] -> [n, outputs]."""
+        return await self.group(sessions).step(X)
+
+    async def stats(self) -> dict[str, Any]:
+        """The server's counters."""
+        return await self._drive(self._stats())
+
+    async def close(self) -> None:
+        """Close the connection; open sessions stay on the server."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _drive(self, operation: Operation[T]) -> T:
+        try:
+            request = next(operation)
+            while True:
+                try:
+                    values = await self._exchange(request)
+                except BaseException as error:
+                    request = operation.throw(error)
+                else:
+                    request = operation.send(values)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _exchange(self, request: Request) -> tuple[Any, ...]:
+        async with self._credit:
+            if self._socket is None:
+                raise ServiceError("this client is not connected: use it in an async with block")
+            message = self._request(request)
+            ident = self._ident
+            future = asyncio.get_running_loop().create_future()
+            self._waiting[ident] = future
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await self._socket.send(message)
+                    values = await future
+            except TimeoutError:
+                raise self._timed_out(request[0]) from None
+            finally:
+                del self._waiting[ident]
+        return _values(request[0], values)
+
+    async def _read(self, sock: zmq.asyncio.Socket) -> None:
+        while True:
+            frame = await sock.recv()
+            try:
+                reply = self._reply(frame)
+            except wire.BadMessageError as error:
+                self._fail(error)
+                continue
+            if reply is None:
+                continue
+            future = self._waiting.get(reply[0])
+            if future is not None and not future.done():
+                future.set_result(reply[1])
+
+    def _fail(self, error: wire.BadMessageError) -> None:
+        """A reply that can't be read could be anyone's: all that wait are told."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+
+def _values(op: str, reply: StreamLSTMError | tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(reply, StreamLSTMError):
+        raise reply
+    if len(reply) != wire.REPLY_VALUES[op]:
+        raise wire.BadMessageError(f"the reply to {op} has {len(reply)} values")
+    return reply
+
+
+def _connect(context: Any, address: str, kind: int) -> Any:
+    sock = context.socket(kind)
+    sock.set(zmq.LINGER, 0)
+    try:
+        sock.connect(address)
+    except zmq.ZMQError as error:
+        sock.close()
+        raise ServiceError(
+            f"{address!r} is not an address like tcp://127.0.0.1:5555: {error}"
+        ) from None
+    return sock

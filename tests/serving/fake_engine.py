@@ -1,0 +1,193 @@
+"""An engine that is a cheap fold, so that protocol tests need no network.
+
+A session's state is its sum s [inputs]; an event makes it ``s = s / 2 + x`` and its output is s.
+The order of events matters, and every number is exact in float32 for small integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamlstm.errors import (
+    CapacityError,
+    NonFiniteError,
+    RepeatedSessionError,
+    SessionClosedError,
+    SessionExistsError,
+    SessionFencedError,
+    SessionUnknownError,
+    StateMismatchError,
+)
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    unit: str = ""
+
+
+class Model:
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, name: str = "fold", inputs: int = 2) -> None:
+        self.name = name
+        self.fingerprint = f"{name}-{inputs}"
+        self.inputs = tuple(Feature(f"x{i}", "m") for i in range(inputs))
+        self.outputs = tuple(Feature(f"y{i}") for i in range(inputs))
+        self.state_size = inputs
+
+
+@dataclass(frozen=True)
+class State:
+    numbers: Any
+
+    def to_bytes(self) -> bytes:
+        return b"fold" + self.numbers.tobytes()
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> State:
+        if not blob.startswith(b"fold") or len(blob) % 4:
+            raise StateMismatchError("these bytes are not a saved state")
+        return cls(np.frombuffer(blob[4:], np.float32))
+
+
+class Session:
+    def __init__(self, engine: Engine, name: str, handle: int, epoch: int) -> None:
+        self.engine, self.name, self.handle, self.epoch = engine, name, handle, epoch
+
+    def _live(self) -> None:
+        if self.engine.epochs[self.handle] == self.epoch:
+            return
+        if self.engine.live.get(self.name, self) is not self:
+            raise SessionFencedError(f"session {self.name} was opened elsewhere")
+        raise SessionClosedError(f"session {self.name} is closed")
+
+    @property
+    def seq(self) -> int:
+        return self.engine.seqs[self.handle]
+
+    def step(self, x: Any) -> Any:
+        return self.engine.step([self], np.asarray(x)[None])[0]
+
+    def run(self, X: Any) -> Any:
+        self._live()
+        _finite(X)
+        return np.array([self.step(x) for x in X], np.float32).reshape(X.shape)
+
+    def state(self) -> State:
+        self._live()
+        return State(self.engine.sums[self.handle].copy())
+
+    def restore(self, state: State) -> None:
+        self._live()
+        if state.numbers.shape != self.engine.sums[self.handle].shape:
+            raise StateMismatchError("the state is of another size")
+        self.engine.sums[self.handle] = state.numbers.copy()
+
+    def reset(self) -> None:
+        self._live()
+        self.engine.sums[self.handle] *= 0
+
+    def take_over(self) -> Session:
+        self._live()
+        self.engine.epochs[self.handle] += 1
+        taken = Session(self.engine, self.name, self.handle, self.engine.epochs[self.handle])
+        self.engine.live[self.name] = taken
+        return taken
+
+    def close(self) -> None:
+        if self.engine.epochs[self.handle] == self.epoch:
+            self.engine.epochs[self.handle] += 1
+            del self.engine.live[self.name]
+            self.engine.free.append(self.handle)
+
+
+class Group:
+    def __init__(self, engine: Engine, sessions: list[Session]) -> None:
+        self.engine, self.sessions = engine, sessions
+
+    @property
+    def seqs(self) -> Any:
+        return np.array([session.seq for session in self.sessions], np.int64)
+
+    def step(self, X: Any) -> Any:
+        return self.engine.step(self.sessions, X)
+
+
+class Engine:
+    state_bytes = 0
+
+    def __init__(self, model: Model | None = None, max_sessions: int = 1000) -> None:
+        self.model = model or Model()
+        self.max_sessions = max_sessions
+        self.live: dict[str, Session] = {}
+        self.free: list[int] = []
+        self.epochs: list[int] = []
+        self.seqs: list[int] = []
+        self.sums: list[Any] = []
+        self.batches: list[int] = []  # sizes of the steps taken
+        self.fails: Exception | None = None  # raised by the next steps
+
+    def open(self, name: str) -> Session:
+        if name in self.live:
+            raise SessionExistsError(f"session {name} is open already")
+        if len(self.live) >= self.max_sessions:
+            raise CapacityError(f"all {self.max_sessions} sessions are open")
+        if not self.free:
+            self.free.append(len(self.epochs))
+            self.epochs.append(0)
+            self.seqs.append(0)
+            self.sums.append(None)
+        handle = self.free.pop()
+        self.epochs[handle] += 1
+        self.seqs[handle] = 0
+        self.sums[handle] = np.zeros(len(self.model.inputs), np.float32)
+        self.live[name] = Session(self, name, handle, self.epochs[handle])
+        return self.live[name]
+
+    def step(self, sessions: list[Session], X: Any) -> Any:
+        if len({session.handle for session in sessions}) != len(sessions):
+            raise RepeatedSessionError("a session stands twice in the step")
+        for session in sessions:
+            session._live()
+        if self.fails is not None:
+            raise self.fails
+        _finite(X)
+        self.batches.append(len(sessions))
+        for session, x in zip(sessions, X, strict=True):
+            self.sums[session.handle] = self.sums[session.handle] / 2 + x
+            self.seqs[session.handle] += 1
+        return np.array([self.sums[session.handle] for session in sessions], np.float32)
+
+    def group_by_handle(self, handles: Any, epochs: Any) -> Group:
+        by_handle = {session.handle: session for session in self.live.values()}
+        sessions = []
+        for i, (handle, epoch) in enumerate(zip(handles, epochs, strict=True)):
+            session = by_handle.get(int(handle))
+            if session is None or session.epoch != epoch:
+                raise SessionUnknownError(f"index {i}: no such session")
+            sessions.append(session)
+        if len(set(handles.tolist())) != len(handles):
+            raise RepeatedSessionError("a session stands twice in the step")
+        return Group(self, sessions)
+
+    def __getitem__(self, name: str) -> Session:
+        return self.live[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.live
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self.live.values())
+
+
+def _finite(X: Any) -> None:
+    if not np.isfinite(X).all():
+        raise NonFiniteError("an event holds NaN or infinity")

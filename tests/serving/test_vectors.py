@@ -1,0 +1,70 @@
+"""docs/protocol.md, byte for byte: the conformance vectors and the examples of the document."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from serving.fake_engine import Engine, State
+
+from streamlstm.serving import wire
+from streamlstm.serving.protocol import ServerProtocol
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parents[1] / "docs" / "protocol.md"
+EXCHANGES: list[dict[str, Any]] = json.loads((HERE / "vectors" / "version1.json").read_text())[
+    "exchanges"
+]
+
+
+def test_vectors() -> None:
+    protocol = ServerProtocol([Engine()], State.from_bytes)
+    for exchange in EXCHANGES:
+        protocol.receive(exchange["peer"].encode(), [bytes.fromhex(exchange["request"])], 0.0)
+        replies = protocol.step(0.0)
+        assert protocol.pending == 0
+        got = [
+            _like(want, *reply) for want, reply in zip(exchange["replies"], replies, strict=True)
+        ]
+        assert got == exchange["replies"], exchange["about"]
+
+
+def _like(want: dict[str, Any], peer: bytes, reply: bytes) -> dict[str, Any]:
+    """A reply as a vector writes it; an error's sentence is free."""
+    if "hex" in want:
+        return {"peer": peer.decode(), "hex": reply.hex()}
+    version, status, ident, code, sentence, details = msgpack.unpackb(reply)
+    assert (version, status) == (1, "error")
+    assert sentence
+    return {"peer": peer.decode(), "error": [msgpack.packb(ident).hex(), code, details]}
+
+
+def test_examples_of_the_document_are_vectors() -> None:
+    vectors = {exchange["request"] for exchange in EXCHANGES}
+    vectors |= {reply["hex"] for e in EXCHANGES for reply in e["replies"] if "hex" in reply}
+    examples = re.findall(r"^(?:request|reply|notice) +((?:[0-9a-f]{2,} ?)+)$", _text(), re.M)
+    assert len(examples) >= 20
+    for example in examples:
+        assert example.replace(" ", "") in vectors, example
+
+
+@pytest.mark.parametrize("what", ["codes", "operations", "limits"])
+def test_document_names_everything(what: str) -> None:
+    limits = wire.Limits()
+    names = {
+        "codes": [f"`{code}`" for code in wire.ERRORS],
+        "operations": [f"### {op}" for op in wire.REQUESTS],
+        "limits": [f"{n:,}" for n in (limits.frame_bytes, limits.items, limits.name_bytes)],
+    }[what]
+    missing = [name for name in names if name not in _text()]
+    assert not missing
+
+
+def _text() -> str:
+    if not DOCUMENT.exists():
+        pytest.skip("the document is not here")
+    return DOCUMENT.read_text()
