@@ -1,0 +1,24 @@
+/* The fused kernel for AVX2 with FMA. */
+#include "kernel.h"
+
+#ifdef __x86_64__
+#pragma GCC target("avx2,fma")
+#include <immintrin.h>
+
+#define VL 8
+#define ROWS 3
+#define SPLAT(s) ((vf)_mm256_set1_ps(s))
+#define MULADD(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define KERNEL kernel_avx2
+#define NAME "avx2"
+#define ARITHMETIC "f32-fma-1"
+#include "fused.h"
+
+const fused_kernel *streamlstm_kernel_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNEL : 0;
+}
+#else
+const fused_kernel *streamlstm_kernel_avx2(void) { return 0; }
+#endif

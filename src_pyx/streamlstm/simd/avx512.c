@@ -1,0 +1,25 @@
+/* The fused kernel for AVX-512. */
+#include "kernel.h"
+
+#ifdef __x86_64__
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
+#include <immintrin.h>
+
+#define VL 16
+#define ROWS 6
+#define SPLAT(s) ((vf)_mm512_set1_ps(s))
+#define MULADD(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define KERNEL kernel_avx512
+#define NAME "avx512"
+#define ARITHMETIC "f32-fma-1"
+#include "fused.h"
+
+const fused_kernel *streamlstm_kernel_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") ? &KERNEL : 0;
+}
+#else
+const fused_kernel *streamlstm_kernel_avx512(void) { return 0; }
+#endif

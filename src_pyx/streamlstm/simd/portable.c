@@ -1,0 +1,25 @@
+/* The fused kernel in plain vector extensions: any CPU, products rounded before they
+ * are added (-ffp-contract=off), and so an arithmetic class of its own. */
+#include "kernel.h"
+
+#define VL 4
+#define ROWS 2
+#define SPLAT(s) splat(s)
+#define MULADD(a, b, c) ((a) * (b) + (c))
+#define MAX(a, b) choose((a) > (b), a, b)
+#define MIN(a, b) choose((a) < (b), a, b)
+#define KERNEL kernel_portable
+#define NAME "portable"
+#define ARITHMETIC "f32-muladd-1"
+
+#include <stdint.h>
+
+typedef float vf_ __attribute__((vector_size(16)));
+typedef int32_t vi_ __attribute__((vector_size(16)));
+static inline vf_ splat(float s) { return (vf_){s, s, s, s}; }
+static inline vf_ choose(vi_ take, vf_ a, vf_ b) {
+    return (vf_)(((vi_)a & take) | ((vi_)b & ~take));
+}
+#include "fused.h"
+
+const fused_kernel *streamlstm_kernel_portable(void) { return &KERNEL; }
