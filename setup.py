@@ -44,12 +44,15 @@ def extension(name: str, *c_sources: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            *(extension(name) for name in ("_arena", "_cells_blas", "_engine", "_network", "_threads")),
+            *(
+                extension(name)
+                for name in ("_arena", "_cells_blas", "_engine", "_network", "_threads")
+            ),
             # One file per target, each with its target pragma.
             extension("_cells_fused", *(f"{SIMD}/{t}.c" for t in ("avx512", "avx2", "portable"))),
         ],
         include_path=["src_pyx"],
         compiler_directives=directives,
-        build_dir="build/cython",
+        build_dir="build/checked" if checked else "build/cython",
     ),
 )

@@ -196,9 +196,7 @@ class Events:
 
     def take(self, count: int) -> list[bytes]:
         fields = [(handle, epoch, None, None, self._x) for handle, epoch in self._handles]
-        return [
-            self._encoder.request("step", i, fields[i % len(fields)]) for i in range(count)
-        ]
+        return [self._encoder.request("step", i, fields[i % len(fields)]) for i in range(count)]
 
 
 def open_loop(p: Pair, rounds: int) -> dict[str, Any]:

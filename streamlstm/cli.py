@@ -335,5 +335,4 @@ def _demo(args: argparse.Namespace) -> int:
         raise ModelError(
             f"the demo needs {error.name}: install it with pip install 'streamlstm[demo]'"
         ) from None
-    code: int = demo.run(args)
-    return code
+    return int(demo.run(args))

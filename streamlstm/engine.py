@@ -78,9 +78,7 @@ class Engine(EngineCore):
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
         return super().__new__(cls, _network(model), max_sessions, threads, _largest_event(model))
 
-    def __init__(
-        self, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1
-    ) -> None:
+    def __init__(self, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1) -> None:
         self.model = model
         self.max_sessions = max_sessions
         self.arithmetic = self.network.arithmetic
@@ -197,7 +195,7 @@ class Engine(EngineCore):
             return np.ascontiguousarray(a, dtype=self.dtype)
 
     def long_call(self) -> AbstractContextManager[None]:
-        """Entered around calls of more than about 1 ms."""
+        """Entered around BLAS calls of more than about 1 ms."""
         return blas_threads.one_thread()
 
     def lost(self, session: Session) -> StreamLSTMError:

@@ -214,7 +214,7 @@ class Model:
 
 def _common_dtype(layers: Sequence[Layer], asked: Any) -> np.dtype[Any]:
     found = {np.asarray(a).dtype.name for layer in layers for a in layer.tensors().values()}
-    dtype = np.dtype(asked if asked is not None else found.pop() if len(found) == 1 else "V")
+    dtype = np.dtype(asked if asked is not None else next(iter(found)) if len(found) == 1 else "V")
     if dtype.name not in ("float32", "float64"):
         raise ModelError(
             f"weights must all be float32 or all float64, not {', '.join(sorted(found))}; "

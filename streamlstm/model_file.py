@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as packed
 
 from streamlstm import reference
 from streamlstm.engine import Engine
@@ -48,7 +48,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     description |= model.description()
     partial = Path(f"{os.fspath(path)}.partial")
     try:
-        save_file(tensors, partial, metadata={"streamlstm": json.dumps(description)})
+        partial.write_bytes(packed(tensors, metadata={"streamlstm": json.dumps(description)}))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

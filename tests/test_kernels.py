@@ -199,9 +199,7 @@ def test_denormals_are_flushed_inside_and_nowhere_else():
     with sl.Engine(model) as engine:
         session = engine.open("a")
         session.restore(
-            sl.State(
-                model.fingerprint, 0, (H,), np.full(2 * H, 1, np.float32), engine.arithmetic
-            )
+            sl.State(model.fingerprint, 0, (H,), np.full(2 * H, 1, np.float32), engine.arithmetic)
         )
         session.run(np.zeros((60, 1)))
         c = session.state().c(0)
@@ -223,7 +221,9 @@ def test_idle_threads_sleep():
         group.step(events(model, 120))
         for helper in helpers:
             # It may still be on its way to sleep: ask until it is there (or the test's limit).
-            while Path(f"/proc/self/task/{helper}/stat").read_text().rsplit(")")[1].split()[0] != "S":
+            while (
+                Path(f"/proc/self/task/{helper}/stat").read_text().rsplit(")")[1].split()[0] != "S"
+            ):
                 os.sched_yield()
     assert set(os.listdir("/proc/self/task")) == before
 

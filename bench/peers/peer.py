@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-
 from cells import CHECKED_STEPS, Array, Cell
 
 TOLERANCE = 2e-5  # of an output in (-1, 1), against float64

@@ -258,11 +258,11 @@ cdef class EngineCore:
         if macs <= RELEASE_MACS and not self.away:
             # Nobody else gets in while the GIL is held: the lock would only cost.
             return self.apply_owned(rows, epochs, n, steps, x, y, False)
-        if macs <= LONG_CALL_MACS:
-            with self.lock:
-                return self.apply_owned(rows, epochs, n, steps, x, y, macs > RELEASE_MACS)
-        with self.long_call(), self.lock:
-            return self.apply_owned(rows, epochs, n, steps, x, y, True)
+        if macs > LONG_CALL_MACS and not self.network.plan.kernel:
+            with self.long_call(), self.lock:
+                return self.apply_owned(rows, epochs, n, steps, x, y, True)
+        with self.lock:
+            return self.apply_owned(rows, epochs, n, steps, x, y, macs > RELEASE_MACS)
 
     cdef Py_ssize_t apply_owned(
         self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,

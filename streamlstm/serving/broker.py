@@ -34,6 +34,9 @@ PENDING_MAX: Final = 4096
 WAIT_MS: Final = 200
 """Longest sleep of an idle loop, and so the longest reaction to a signal."""
 
+QUEUED_S: Final = 20e-6
+"""A message received faster than this was there already; waking up takes longer."""
+
 TICK_S: Final = 1.0
 GRACE_S: Final = 5.0
 """A drain that takes longer is broken off."""
@@ -141,17 +144,18 @@ class Broker:
 
     def _drain_socket(self) -> None:
         """Receive what has arrived, and wait for a first message when nothing is pending."""
-        protocol = self._protocol
-        pending = protocol.pending
+        pending = self._protocol.pending
         budget = min(MESSAGES_PER_TURN_MAX, PENDING_MAX - pending)
         try:
             if not pending:
+                started_s = self._clock()
                 self._receive(0)
                 budget -= 1
-            # Asking costs half of what a refused recv costs, and most turns have one message.
-            if budget > 0 and self._readable():
-                for _ in range(budget):
-                    self._receive(_DONTWAIT)
+                # A message that had to be waited for is most likely alone: not worth a look.
+                if self._clock() - started_s > QUEUED_S and not self._stopping:
+                    return
+            for _ in range(budget):
+                self._receive(_DONTWAIT)
         except zmq.Again:
             pass
 
@@ -197,6 +201,8 @@ def serve(
 ) -> int:
     """Serve in the main thread until SIGTERM or SIGINT; returns the exit code, 143 or 130.
 
+    The last thing a process does: it keeps both signals for itself.
+
     Logs to stderr; the line with event "listening" has the actual endpoint.
     """
     protocol = ServerProtocol(
@@ -209,27 +215,24 @@ def serve(
             caught.append(number)
             broker.stop()
 
-        previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
-        try:
-            log(
-                "listening",
-                endpoint=broker.endpoint,
-                pid=os.getpid(),
-                models=[engine.model.name for engine in engines],
-            )
-            gc.collect()
-            gc.freeze()  # models and code are never garbage: keep them out of every collection
-            broker.run()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        stats = protocol.stats(time.monotonic())
+        # For the rest of the process: a second signal must not cut the first one's drain short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        log(
+            "listening",
+            endpoint=broker.endpoint,
+            pid=os.getpid(),
+            models=[engine.model.name for engine in engines],
+        )
+        gc.collect()
+        gc.freeze()  # models and code are never garbage: keep them out of every collection
+        broker.run()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # Python's own end would restore the default
+    stats = protocol.stats(time.monotonic())
     name = signal.Signals(caught[0]).name
     log("stopped", signal=name, messages=stats["messages"], undeliverable=stats["undeliverable"])
     return 128 + caught[0]
-
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Faults:

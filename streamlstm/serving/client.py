@@ -149,11 +149,11 @@ class _Ledger:
     rows: dict[tuple[int, int], int] = field(default_factory=dict)  # by (handle, epoch)
     free: list[int] = field(default_factory=lambda: list(range(63, 0, -1)))
     # The same memory for one row at a time: four times as fast as an array's index.
-    row_seqs: memoryview = field(init=False)
-    row_fates: memoryview = field(init=False)
+    row_seqs: Any = field(init=False)  # memoryview
+    row_fates: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.row_seqs, self.row_fates = memoryview(self.seqs), memoryview(self.fates)
+        self.row_seqs, self.row_fates = self.seqs.data, self.fates.data
 
     def add(self, handle: int, epoch: int, seq: int) -> int:
         if not self.free:
@@ -161,7 +161,7 @@ class _Ledger:
             self.free.extend(range(2 * size - 1, size - 1, -1))
             self.seqs = np.append(self.seqs, np.zeros(size, np.int64))
             self.fates = np.append(self.fates, np.full(size, CLOSED, np.uint8))
-            self.row_seqs, self.row_fates = memoryview(self.seqs), memoryview(self.fates)
+            self.row_seqs, self.row_fates = self.seqs.data, self.fates.data
         row = self.free.pop()
         self.rows[handle, epoch] = row
         self.seqs[row] = seq
@@ -244,20 +244,27 @@ class _Session:
             raise
         return values
 
-    def _step(self, x: Any) -> Operation[Array]:
-        # `_ask` and `numbers` written out: a round trip is made of microseconds.
+    def _event(self, x: Any) -> tuple[Any, ...]:
+        """A step's fields."""
         ledger, row, model = self._ledger, self._row, self.model
         if ledger.row_fates[row]:
             self._check()
         if type(x) is not np.ndarray or x.dtype is not model.dtype or x.shape != model.shape:
             x = model.numbers(x, 1)
-        event = (self._handle, self.epoch, ledger.row_seqs[row] + 1, None, x.tobytes())
+        return self._handle, self.epoch, ledger.row_seqs[row] + 1, None, x.tobytes()
+
+    def _stepped(self, values: tuple[Any, ...]) -> Array:
+        """A step's result."""
+        self._ledger.row_seqs[self._row], y = values
+        return np.frombuffer(bytearray(y), self.model.dtype)  # the caller's own, and writable
+
+    def _step(self, x: Any) -> Operation[Array]:
+        event = self._event(x)
         try:
-            ledger.row_seqs[row], y = yield "step", event
+            return self._stepped((yield "step", event))
         except BaseException as error:
-            ledger.settle(row, error)
+            self._ledger.settle(self._row, error)
             raise
-        return np.frombuffer(bytearray(y), model.dtype)  # the caller's own, and writable
 
     def _run(self, X: Any) -> Operation[Array]:
         X = self.model.numbers(X, 2)
@@ -267,9 +274,10 @@ class _Session:
         parts = []
         for start in range(0, max(1, len(X)), rows):
             piece = X[start : start + rows]
-            _, Y = yield from self._ask("run", self.seq + 1, None, piece.tobytes())
-            parts.append(Y)
-        return np.frombuffer(bytearray(b"".join(parts)), self.model.dtype).reshape(len(X), -1)
+            _, part = yield from self._ask("run", self.seq + 1, None, piece.tobytes())
+            parts.append(part)
+        Y = np.frombuffer(bytearray(b"".join(parts)), self.model.dtype)
+        return Y.reshape(len(X), len(self.model.outputs))
 
     def _reset(self) -> Operation[None]:
         yield from self._ask("reset")
@@ -311,6 +319,7 @@ class _Group(Generic[S]):
         self._rows = np.array([session._row for session in self.sessions])
         if len(np.unique(self._rows)) != len(self._rows):
             raise RepeatedSessionError("a group can't have a session twice")
+        self._shape = (len(self.sessions), len(self._model.inputs))
         handles = [session._handle for session in self.sessions]
         self._handles = np.array(handles, "<u8").tobytes()
         self._epochs = np.array([session.epoch for session in self.sessions], "<u4").tobytes()
@@ -326,25 +335,26 @@ class _Group(Generic[S]):
 
     def _step(self, X: Any) -> Operation[Array]:
         model, ledger, rows = self._model, self._ledger, self._rows
-        X = model.numbers(X, 2)
-        if len(X) != len(rows):
-            raise ShapeError(f"a group of {len(rows)} sessions needs as many rows, got {len(X)}")
+        if type(X) is not np.ndarray or X.dtype is not model.dtype or X.shape != self._shape:
+            X = model.numbers(X, 2)
+            if len(X) != len(rows):
+                raise ShapeError(f"a group of {len(rows)} sessions needs as many rows of X")
         fates = ledger.fates[rows]
         if fates.any():
             self.sessions[int(np.argmax(fates != OPEN))]._check()
         seqs = ledger.seqs[rows] + 1
         try:
-            got, Y = yield (
+            _, Y = yield (
                 "steps",
-                (self._handles, self._epochs, seqs.astype("<i8").tobytes(), None, X.tobytes()),
+                (self._handles, self._epochs, seqs.tobytes(), None, X.tobytes()),
             )
         except SessionError:
             raise  # the reply does not say which session: its own next request will
         except BaseException as error:
             ledger.settle(rows, error)
             raise
-        ledger.seqs[rows] = np.frombuffer(got, "<i8")
-        return np.frombuffer(bytearray(Y), model.dtype).reshape(len(rows), -1)
+        ledger.seqs[rows] = seqs
+        return np.frombuffer(bytearray(Y), model.dtype).reshape(len(rows), len(model.outputs))
 
 
 class _ClientBase(Generic[S]):
@@ -363,20 +373,19 @@ class _ClientBase(Generic[S]):
         self._decode = wire.Decoder(_REPLY_LIMITS).reply
         self._ident = 0
 
-    def _request(self, request: Request) -> bytes:
+    def _request(self, op: str, fields: tuple[Any, ...]) -> bytes:
         """The next request's bytes; its id is `_ident`."""
         self._ident += 1
-        return self._encoder.request(request[0], self._ident, request[1])
+        return self._encoder.request(op, self._ident, fields)
 
-    def _reply(self, frame: bytes) -> tuple[wire.Ident, StreamLSTMError | tuple[Any, ...]] | None:
-        """A frame as (id, values or the error); None for a notice, which is noted."""
-        message = self._decode(frame)
+    def _noted(self, message: tuple[Any, ...]) -> StreamLSTMError | None:
+        """The error that a message stands for, if it is one; a notice is noted."""
         status = message[1]
         if status == "ok":
-            return message[2], message[3:]
+            return None
         if status == "error" and len(message) >= 5:
-            return message[2], wire.error_from_wire(message[3], message[4])
-        if status == "notice" and len(message) >= 4:
+            return wire.error_from_wire(message[3], message[4])
+        if status == "notice" and len(message) >= 4 and message[2] is None:
             if message[3] == "stopping":
                 self.stopping = True
             self._ledger.notice(message[3], message[4] if len(message) > 4 else None)
@@ -422,7 +431,15 @@ class RemoteSession(_Session):
 
     def step(self, x: Any) -> Array:
         """Apply one event: x [inputs] or {input name: number} -> [outputs]."""
-        return self._client._drive(self._step(x))
+        # `_step` without its generator: a round trip is made of microseconds.
+        client = self._client
+        with client._lock:
+            event = self._event(x)
+            try:
+                return self._stepped(client._exchange("step", event))
+            except BaseException as error:
+                self._ledger.settle(self._row, error)
+                raise
 
     def run(self, X: Any) -> Array:
         """Apply a sequence of events: X [time, inputs] -> [time, outputs]."""
@@ -524,7 +541,7 @@ class Client(_ClientBase[RemoteSession]):
                 request = next(operation)
                 while True:
                     try:
-                        values = self._exchange(request)
+                        values = self._exchange(*request)
                     except BaseException as error:
                         request = operation.throw(error)
                     else:
@@ -533,29 +550,36 @@ class Client(_ClientBase[RemoteSession]):
                 result: T = stop.value
                 return result
 
-    def _exchange(self, request: Request) -> tuple[Any, ...]:
+    def _exchange(self, op: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
         """One request, its reply's values; raises what the reply says, or ServerTimeoutError."""
-        op = request[0]
-        until_s = None
-        message = self._request(request)
+        request = self._request(op, fields)
         try:
-            self._socket.send(message)
-            while True:
-                reply = self._reply(self._socket.recv())
-                if reply is not None and reply[0] == self._ident:
-                    break
-                # A notice, or the late reply to a request that timed out.
-                now_s = time.monotonic()
-                until_s = until_s or now_s + self.timeout_s
-                if now_s > until_s:
-                    raise self._timed_out(op)
+            self._socket.send(request)
+            reply = self._decode(self._socket.recv())
+            if reply[2] != self._ident or reply[1] != "ok":
+                reply = self._awaited(op, reply)
         except zmq.Again:
             raise self._timed_out(op) from None
         except zmq.ZMQError:
             if not self._socket.closed:
                 raise
             raise ServiceError("this client is closed: make a new one") from None
-        return _values(op, reply[1])
+        if len(reply) != 3 + wire.REPLY_VALUES[op]:
+            raise _wrong_values(op, reply)
+        return reply[3:]
+
+    def _awaited(self, op: str, message: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The "ok" reply to the last request, past notices and late replies to earlier ones."""
+        until_s = time.monotonic() + self.timeout_s
+        while True:
+            error = self._noted(message)
+            if message[2] == self._ident:
+                if error is not None:
+                    raise error
+                return message
+            if time.monotonic() > until_s:
+                raise self._timed_out(op)
+            message = self._decode(self._socket.recv())
 
 
 # --- asyncio --------------------------------------------------------------------------------------
@@ -627,7 +651,7 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
         super().__init__(address, timeout_s)
         self._socket: zmq.asyncio.Socket | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[wire.Ident, asyncio.Future[Any]] = {}
+        self._waiting: dict[wire.Ident, asyncio.Future[tuple[Any, ...]]] = {}
         self._credit = asyncio.Semaphore(1)
 
     async def connect(self) -> None:
@@ -691,7 +715,7 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
             request = next(operation)
             while True:
                 try:
-                    values = await self._exchange(request)
+                    values = await self._exchange(*request)
                 except BaseException as error:
                     request = operation.throw(error)
                 else:
@@ -700,37 +724,42 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
             result: T = stop.value
             return result
 
-    async def _exchange(self, request: Request) -> tuple[Any, ...]:
+    async def _exchange(self, op: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
         async with self._credit:
             if self._socket is None:
                 raise ServiceError("this client is not connected: use it in an async with block")
-            message = self._request(request)
+            message = self._request(op, fields)
             ident = self._ident
             future = asyncio.get_running_loop().create_future()
             self._waiting[ident] = future
             try:
                 async with asyncio.timeout(self.timeout_s):
                     await self._socket.send(message)
-                    values = await future
+                    reply: tuple[Any, ...] = await future
             except TimeoutError:
-                raise self._timed_out(request[0]) from None
+                raise self._timed_out(op) from None
             finally:
                 del self._waiting[ident]
-        return _values(request[0], values)
+        if len(reply) != 3 + wire.REPLY_VALUES[op]:
+            raise _wrong_values(op, reply)
+        return reply[3:]
 
     async def _read(self, sock: zmq.asyncio.Socket) -> None:
         while True:
             frame = await sock.recv()
             try:
-                reply = self._reply(frame)
-            except wire.BadMessageError as error:
-                self._fail(error)
+                message = self._decode(frame)
+                error = self._noted(message)
+            except wire.BadMessageError as bad:
+                self._fail(bad)
                 continue
-            if reply is None:
+            future = self._waiting.get(message[2])
+            if future is None or future.done():
                 continue
-            future = self._waiting.get(reply[0])
-            if future is not None and not future.done():
-                future.set_result(reply[1])
+            if error is None:
+                future.set_result(message)
+            else:
+                future.set_exception(error)
 
     def _fail(self, error: wire.BadMessageError) -> None:
         """A reply that can't be read could be anyone's: all that wait are told."""
@@ -739,12 +768,8 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
                 future.set_exception(error)
 
 
-def _values(op: str, reply: StreamLSTMError | tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(reply, StreamLSTMError):
-        raise reply
-    if len(reply) != wire.REPLY_VALUES[op]:
-        raise wire.BadMessageError(f"the reply to {op} has {len(reply)} values")
-    return reply
+def _wrong_values(op: str, reply: tuple[Any, ...]) -> wire.BadMessageError:
+    return wire.BadMessageError(f"the reply to {op} has {len(reply) - 3} values")
 
 
 def _connect(context: Any, address: str, kind: int) -> Any:

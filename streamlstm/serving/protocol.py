@@ -43,6 +43,7 @@ from streamlstm.serving.table import (
     FENCED,
     HANDLE_BITS,
     Array,
+    Bulk,
     EngineLike,
     ModelLike,
     Peer,
@@ -55,6 +56,7 @@ Reply = tuple[bytes, bytes]
 
 NOTICE_SESSIONS_MAX: Final = 1000
 EVICTIONS_PER_TICK_MAX: Final = 4096
+BULKS_OF_A_PEER_MAX: Final = 16
 _ROW_MASK: Final = (1 << HANDLE_BITS) - 1
 _ALWAYS_ANSWERED: Final = frozenset({"hello", "stats"})
 STATE_OVERHEAD_BYTES_MAX: Final = 4096
@@ -87,8 +89,7 @@ class _Request:
     size: int
     table: SessionTable | None = None
     session: Any = None  # the SessionLike it is for
-    rows: Array | None = None  # of a bulk
-    epochs: Array | None = None
+    bulk: Bulk | None = None
 
 
 class ServerProtocol:
@@ -261,8 +262,27 @@ class ServerProtocol:
         self._schedule(request, number)
 
     def _place_bulk(self, request: _Request, now: float) -> None:
-        handles = wire.integers(request.fields[0], "<u8", "handles")
-        epochs = wire.integers(request.fields[1], "<u4", "epochs")
+        bulk = self._bulk(request)
+        table, rows = bulk.table, bulk.rows
+        table.active_s[rows] = now
+        number = max(self._round, int(table.rounds[rows].max()) + 1)
+        table.rounds[rows] = number
+        request.table, request.bulk = table, bulk
+        self._schedule(request, number)
+
+    def _bulk(self, request: _Request) -> Bulk:
+        """The sessions of a steps message; clients send the same ones again and again."""
+        handles_given, epochs_given = request.fields[:2]
+        bulks = request.peer.bulks
+        known = bulks.get(handles_given)
+        if (
+            known is not None
+            and known.version == known.table.version
+            and known.epochs_given == epochs_given
+        ):
+            return known
+        handles = wire.integers(handles_given, "<u8", "handles")
+        epochs = wire.integers(epochs_given, "<u4", "epochs")
         if not len(handles) or len(handles) != len(epochs):
             raise ShapeError(
                 f"steps needs as many epochs as handles and at least one, "
@@ -274,11 +294,13 @@ class ServerProtocol:
         table = self._table(int(models[0]))
         rows = (handles & _ROW_MASK).astype(np.uint32)
         table.check_owned(rows, epochs, request.peer)
-        table.active_s[rows] = now
-        number = max(self._round, int(table.rounds[rows].max()) + 1)
-        table.rounds[rows] = number
-        request.table, request.rows, request.epochs = table, rows, epochs
-        self._schedule(request, number)
+        group = table.engine.group_by_handle(rows, epochs)
+        bulk = Bulk(table, table.version, epochs_given, rows.astype(np.intp), epochs, group)
+        if isinstance(handles_given, bytes):
+            if len(bulks) >= BULKS_OF_A_PEER_MAX:
+                bulks.clear()
+            bulks[handles_given] = bulk
+        return bulk
 
     def _place_open(self, request: _Request) -> None:
         name, model, _ = request.fields
@@ -424,9 +446,9 @@ class ServerProtocol:
         session, fields = request.session, request.fields
         try:
             _check_seq(session, fields[2])
-            x = wire.event_bytes(fields[4], table.dtype, table.inputs)
-            y = session.step(np.frombuffer(x, table.dtype))
-            reply = self._encoder.ok(request.ident, session.seq, y.tobytes())
+            table.x_bytes[:] = wire.event_bytes(fields[4], table.dtype, table.inputs)
+            session.step_into(table.x, table.y)
+            reply = self._encoder.ok(request.ident, session.seq, table.y_bytes)
         except Exception as error:
             self._reply_error(request, error)
         else:
@@ -434,15 +456,14 @@ class ServerProtocol:
             self._reply_ok(request, reply)
 
     def _steps(self, request: _Request) -> bytes:
-        table, rows, epochs = request.table, request.rows, request.epochs
-        assert table is not None
-        assert rows is not None
-        assert epochs is not None
+        bulk = request.bulk
+        assert bulk is not None
+        table, rows, group = bulk.table, bulk.rows, bulk.group
         X = wire.matrix(request.fields[4], table.dtype, table.inputs)
         if len(X) != len(rows):
             raise ShapeError(f"steps for {len(rows)} sessions needs as many events, got {len(X)}")
-        table.check_owned(rows, epochs, request.peer)
-        group = table.engine.group_by_handle(rows, epochs)
+        if bulk.version != table.version:  # somebody took one over since, perhaps
+            table.check_owned(rows, bulk.epochs, request.peer)
         seqs = group.seqs + 1
         if request.fields[2] is not None:
             given = wire.integers(request.fields[2], "<i8", "seqs")

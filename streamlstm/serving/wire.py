@@ -240,7 +240,7 @@ def _walk(frame: bytes, limits: Limits) -> None:
 
 
 class _NestedError(ValueError):
-    """More than one array: not for the direct decoder."""
+    """Not exactly one array: not for the direct decoder."""
 
 
 class Decoder:
@@ -249,6 +249,22 @@ class Decoder:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._arrays = 0
+        self._fresh()
+
+    def _fresh(self) -> None:
+        # One Unpacker for all messages: making it costs more than a message.
+        limits = self.limits
+        self._unpacker = msgpack.Unpacker(
+            use_list=False,
+            list_hook=self._count_array,
+            max_buffer_size=limits.frame_bytes,
+            max_array_len=9,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=limits.str_bytes,
+            max_bin_len=limits.frame_bytes,
+        )
+        self._fed = 0
 
     def request(self, frames: Sequence[bytes]) -> tuple[str, Ident, tuple[Any, ...]]:
         """Decode a request to (op, id, fields), each field of the type `REQUESTS` names.
@@ -262,7 +278,8 @@ class Decoder:
         if len(message) < 3:
             raise BadMessageError(f"a request is [version, op, id, ...], got {len(message)} items")
         version, op, ident = message[:3]
-        ident = self._ident(ident)
+        if type(ident) is not int:
+            ident = self._ident(ident)
         if version != VERSION or type(version) is not int:
             raise BadMessageError(f"only protocol version {VERSION} is spoken here", ident)
         checks = REQUESTS.get(op) if type(op) is str else None
@@ -296,18 +313,15 @@ class Decoder:
                 f"a message may have {limits.frame_bytes} bytes, this one has {len(frame)}"
             )
         self._arrays = 0
+        self._fed += len(frame)
+        unpacker = self._unpacker
         try:
-            message = msgpack.unpackb(
-                frame,
-                use_list=False,
-                list_hook=self._count_array,
-                max_array_len=9,
-                max_map_len=0,
-                max_ext_len=0,
-                max_str_len=limits.str_bytes,
-                max_bin_len=limits.frame_bytes,
-            )
-        except ValueError:
+            unpacker.feed(frame)
+            message = unpacker.unpack()
+            if unpacker.tell() != self._fed:
+                raise _NestedError
+        except (ValueError, msgpack.OutOfData):
+            self._fresh()
             message = self._nested_message(frame)
         if type(message) is not tuple:
             raise BadMessageError("a message is a msgpack array")
@@ -335,9 +349,7 @@ class Decoder:
         except ValueError as error:  # text that is not UTF-8, odd map keys, over-long strings
             raise BadMessageError(f"the message can't be decoded: {error}") from None
 
-    def _ident(self, value: object) -> Ident:
-        if type(value) is int:
-            return value
+    def _ident(self, value: object) -> str | bytes:
         if type(value) in (str, bytes):
             size = len(value.encode() if isinstance(value, str) else value)  # type: ignore[arg-type]
             if size <= self.limits.id_bytes:

@@ -73,6 +73,9 @@ class Session:
     def step(self, x: Any) -> Any:
         return self.engine.step([self], np.asarray(x)[None])[0]
 
+    def step_into(self, x: Any, out: Any) -> None:
+        out[:] = self.step(x)
+
     def run(self, X: Any) -> Any:
         self._live()
         _finite(X)

@@ -6,8 +6,8 @@ import struct
 from typing import Any
 
 import msgpack
-from serving.fake_engine import Engine, State
 
+from serving.fake_engine import Engine, State
 from streamlstm.serving.protocol import ServerProtocol
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+
 from serving.fake_engine import Engine, Model, State
 from serving.talk import Talk, floats, pack
-
 from streamlstm.errors import ModelError
 from streamlstm.serving.protocol import QueueLimits, ServerProtocol, ServerState
 
@@ -116,7 +116,7 @@ def test_bulk_replies_with_seqs_and_outputs() -> None:
     status, _, seqs, Y = talk.ask(*bulk([b[0], a[0]], [b[1], a[1]], [[1, 2], [3, 4]], [1, 2]))
     assert status == "ok"
     assert np.frombuffer(seqs, "<i8").tolist() == [1, 2]
-    assert Y == floats(1, 2, 5, 6)
+    assert floats(1, 2, 5, 6) == Y
     status, *_ = talk.ask("steps", 1, [a[0]], [a[1]], [3], None, [[1, 1]])  # plain lists
     assert status == "ok"
 

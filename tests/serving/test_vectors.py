@@ -9,8 +9,8 @@ from typing import Any
 
 import msgpack
 import pytest
-from serving.fake_engine import Engine, State
 
+from serving.fake_engine import Engine, State
 from streamlstm.serving import wire
 from streamlstm.serving.protocol import ServerProtocol
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgpack
@@ -161,7 +162,5 @@ def test_vectors_of_integers() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_decoded_or_refused(frame: bytes) -> None:
     for decode in (lambda b: wire.Decoder().request([b]), wire.Decoder().reply):
-        try:
+        with contextlib.suppress(wire.BadMessageError):
             decode(frame)
-        except wire.BadMessageError as error:
-            assert str(error)

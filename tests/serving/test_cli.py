@@ -1,0 +1,223 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamlstm as sl
+from serving.conftest import Server
+from streamlstm import cli
+
+X = np.random.default_rng(3).standard_normal((5, 3)).round(3)
+ROWS = [",".join(map(str, x)) for x in X.tolist()]
+
+
+def run(*argv: Any, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamlstm", *map(str, argv)]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def want(model_path: Path) -> Any:
+    with sl.Engine(sl.load(model_path)) as engine:
+        return engine.open("twin").run(X)
+
+
+def numbers(text: str) -> Any:
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["level", "leak"]
+    return np.array(rows[1:], np.float64)
+
+
+def test_help_names_commands_and_exit_codes() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("serve", "stream", "inspect", "stats", "demo", "exit codes", "143"):
+        assert word in done.stdout
+    for command in ("serve", "stream", "inspect", "stats", "demo"):
+        assert run(command, "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["dance"],
+        ["serve"],
+        ["serve", "x", "--ttl", "0"],
+        ["stats", "--timeout", "nan"],
+        ["serve", "x", "--max-sessions", "0"],
+        ["serve", "x", "--max-sessions", "many"],
+    ],
+)
+def test_wrong_usage(argv: list[str]) -> None:
+    assert run(*argv).returncode == 2
+
+
+def test_stream_by_position(model_path: Path, want: Any) -> None:
+    done = run("stream", model_path, stdin="\n".join(ROWS) + "\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_allclose(numbers(done.stdout), want, rtol=1e-5)
+
+
+def test_stream_by_header(model_path: Path, tmp_path: Path, want: Any) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f"t{i},{x[2]},{x[0]},,{x[1]}" for i, x in enumerate(X.tolist())]
+    path.write_text("\n\n".join(["time, speed ,flow,note,pressure", *lines]))
+    done = run("stream", model_path, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_allclose(numbers(done.stdout), want, rtol=1e-5)
+
+
+def test_stream_over_a_server(server: Server, want: Any) -> None:
+    done = run("stream", "pump", "--connect", server.address, stdin="\n".join(ROWS))
+    assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_allclose(numbers(done.stdout), want, rtol=1e-5)
+
+
+def test_stream_answers_each_line_at_once(model_path: Path) -> None:
+    argv = [sys.executable, "-m", "streamlstm", "stream", str(model_path)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for row in ROWS:  # a reply to each before the next is written
+            child.stdin.write(row + "\n")
+            while (line := child.stdout.readline()) == "level,leak\n":
+                pass
+            assert len(line.split(",")) == 2
+        child.stdin.close()
+        assert child.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("1,abc,3", "line 3: column pressure holds 'abc'"),
+        ("1,2", "line 3: column speed holds ''"),
+        ("1,nan,3", "line 3:"),
+    ],
+)
+def test_bad_rows_are_named(model_path: Path, row: str, sentence: str) -> None:
+    text = "\n".join(["flow,pressure,speed", ROWS[0], row, ROWS[1]])
+    done = run("stream", model_path, stdin=text)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(numbers(done.stdout)) == 1
+    done = run("stream", model_path, "--skip-bad", stdin=text)
+    assert done.returncode == 1
+    assert "row skipped" in done.stderr
+    assert len(numbers(done.stdout)) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["stream", "no-such-file"], "no-such-file"),
+        (["inspect", "no-such-file"], "no-such-file"),
+        (["serve", "no-such-file"], "no-such-file"),
+        (["stats", "--connect", "tcp://127.0.0.1:9", "--timeout", "0.1"], "no answer"),
+        (["stats", "--connect", "nonsense"], "not an address"),
+    ],
+)
+def test_failures_are_one_sentence(argv: list[str], sentence: str) -> None:
+    done = run(*argv)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert done.stderr.startswith("streamlstm: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_header_without_an_input(model_path: Path) -> None:
+    done = run("stream", model_path, stdin="flow,heat\n1,2\n")
+    assert done.returncode == 1
+    assert "lacks the model's input(s) pressure, speed" in done.stderr
+
+
+def test_inspect(model_path: Path) -> None:
+    done = run("inspect", model_path)
+    assert done.returncode == 0
+    model = sl.load(model_path)
+    for text in (model.fingerprint, "float32", "lstm", "dense", "flow", "[m/s]", "64 bytes"):
+        assert text in done.stdout
+
+
+def test_stats(server: Server) -> None:
+    done = run("stats", "--connect", server.address, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["state"] == "running"
+    done = run("stats", "--connect", server.address)
+    assert done.returncode == 0
+    assert "state          running" in done.stdout
+
+
+def test_a_reader_that_has_enough(model_path: Path) -> None:
+    argv = [sys.executable, "-m", "streamlstm", "stream", str(model_path)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(ROWS[0] + "\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        child.stdout.close()
+        child.stdin.write((ROWS[0] + "\n") * 100)
+        child.stdin.close()
+        assert child.wait(timeout=20) == 0
+        assert child.stderr.read() == ""
+
+
+def test_ctrl_c_ends_a_stream(model_path: Path) -> None:
+    argv = [sys.executable, "-m", "streamlstm", "stream", str(model_path)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(ROWS[0] + "\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        os.kill(child.pid, signal.SIGINT)
+        _, err = child.communicate(timeout=20)
+        assert (child.returncode, err) == (130, "")
+
+
+class TestInProcess:
+    """The same functions without a process, so that coverage sees them."""
+
+    def test_stream(
+        self, model_path: Path, tmp_path: Path, want: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "rows.csv"
+        path.write_text("\n".join(ROWS))
+        assert cli.main(["stream", str(model_path), str(path)]) == 0
+        np.testing.assert_allclose(numbers(capsys.readouterr().out), want, rtol=1e-5)
+
+    def test_stats(self, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["stats", "--connect", server.address]) == 0
+        assert "model pump" in capsys.readouterr().out
+
+    def test_inspect(self, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["inspect", str(model_path)]) == 0
+        assert "parameters" in capsys.readouterr().out
+
+    def test_failure(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["inspect", "no-such-file"]) == 1
+        assert capsys.readouterr().err.startswith("streamlstm: ")

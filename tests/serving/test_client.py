@@ -1,0 +1,235 @@
+"""Client and AsyncClient against a real server process, beside an embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamlstm as sl
+from serving.conftest import Server
+from streamlstm import errors
+
+X = np.random.default_rng(3).standard_normal((40, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[sl.Client]:
+    with sl.Client(server.address, timeout_s=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def embedded(model_path: Path) -> Callable[[], Any]:
+    """A fresh embedded session each time it is called."""
+    engine = sl.Engine(sl.load(model_path))
+    names = iter(range(10_000))
+    return lambda: engine.open(str(next(names)))
+
+
+def test_a_remote_session_looks_like_an_embedded_one(
+    client: sl.Client, embedded: Callable[[], Any]
+) -> None:
+    with client.open("twin") as remote:
+        twin = embedded()
+        for x in X[:5]:
+            y = remote.step(x)
+            np.testing.assert_array_equal(y, twin.step(x))
+            y[:] = 0  # the caller's own
+        assert remote.seq == 5
+        by_name = {"speed": 1, "flow": 2.5, "pressure": -1}
+        np.testing.assert_array_equal(remote.step(by_name), twin.step(by_name))
+        np.testing.assert_array_equal(remote.step([1, 2, 3]), twin.step([1, 2, 3]))
+        np.testing.assert_array_equal(remote.step(X[:, 0][:3]), twin.step(X[:3, 0]))  # strided
+        np.testing.assert_allclose(remote.run(X), twin.run(X), rtol=1e-6)
+        assert remote.seq == twin.seq == 48
+        assert remote.run(np.zeros((0, 3))).shape == (0, 2)
+        kept = remote.state()
+        after = remote.step(X[0])
+        remote.restore(kept)
+        np.testing.assert_array_equal(remote.step(X[0]), after)
+        remote.restore(twin.state())
+        np.testing.assert_allclose(remote.step(X[1]), twin.step(X[1]), rtol=1e-5)
+        remote.reset()
+        np.testing.assert_array_equal(remote.step(X[0]), embedded().step(X[0]))
+        assert (remote.name, remote.model.name, remote.closed) == ("twin", "pump", False)
+    assert remote.closed
+    assert remote.seq == 52
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        ([1, 2], errors.ShapeError),
+        ([[1, 2, 3]], errors.ShapeError),
+        ([[1, 2], [3]], errors.ShapeError),
+        ([1, 2, float("nan")], errors.NonFiniteError),
+        ([1, 2, 1e300], errors.NonFiniteError),
+        (["1", "2", "3"], errors.DtypeError),
+        ([1, 2, None], errors.DtypeError),
+        ({"flow": 1, "pressure": 2}, errors.MissingInputError),
+        ({"flow": 1, "pressure": 2, "speed": 3, "heat": 4}, errors.MissingInputError),
+    ],
+)
+def test_a_refused_event_raises_what_an_embedded_engine_raises(
+    client: sl.Client, embedded: Callable[[], Any], x: Any, error: type[Exception]
+) -> None:
+    with client.open("strict") as remote:
+        with pytest.raises(error):
+            remote.step(x)
+        with pytest.raises(errors.InputError):
+            embedded().step(x)
+        remote.step(X[0])  # and nothing was lost
+        assert remote.seq == 1
+
+
+def test_sessions_end_clearly(client: sl.Client, server: Server) -> None:
+    a = client.open("ends")
+    with pytest.raises(errors.SessionExistsError, match="resume"):
+        client.open("ends")
+    with pytest.raises(errors.ModelError, match="pump"):
+        client.open("other", model="nope")
+    with sl.Client(server.address, timeout_s=20) as other:
+        a.step(X[0])
+        b = other.open("ends", resume=True)
+        assert (b.seq, b.epoch) == (1, a.epoch + 1)
+        with pytest.raises(errors.SessionFencedError):
+            a.step(X[1])
+        with pytest.raises(errors.SessionFencedError, match="resume"):
+            a.step(X[1])
+        assert a.closed
+        a.close()
+        b.step(X[1])
+        b.close()
+        b.close()
+        with pytest.raises(errors.SessionClosedError):
+            b.step(X[0])
+
+
+def test_groups(client: sl.Client, embedded: Callable[[], Any]) -> None:
+    sessions = [client.open(f"g{i}") for i in range(100)]
+    twins = [embedded() for _ in sessions]
+    group = client.group(sessions)
+    events = np.random.default_rng(5).standard_normal((3, 100, 3)).astype(np.float32)
+    sessions[7].step(X[0])
+    twins[7].step(X[0])
+    for rows in events:
+        want = twins[0].engine.step(twins, rows)
+        np.testing.assert_array_equal(group.step(rows), want)
+    assert group.seqs.tolist() == [s.seq for s in sessions] == [t.seq for t in twins]
+    np.testing.assert_array_equal(
+        client.step(sessions[:2], X[:2]), twins[0].engine.step(twins[:2], X[:2])
+    )
+    with pytest.raises(errors.NonFiniteError):
+        group.step(np.full((100, 3), np.nan))
+    with pytest.raises(errors.ShapeError):
+        group.step(events[0][:99])
+    with pytest.raises(errors.RepeatedSessionError):
+        client.group([sessions[0], sessions[0]])
+    with pytest.raises(errors.InputError):
+        client.group([])
+    sessions[3].close()
+    with pytest.raises(errors.SessionError):
+        group.step(events[0])
+    assert sessions[0].seq == 4
+    for session in sessions:
+        session.close()
+
+
+def test_a_long_run_goes_in_pieces(
+    client: sl.Client, embedded: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlstm.serving.client.RUN_BYTES_MAX", 100)
+    with client.open("long") as remote:
+        np.testing.assert_allclose(remote.run(X), embedded().run(X), rtol=1e-5)
+        assert remote.seq == len(X)
+        bad = X.copy()
+        bad[30] = np.inf
+        with pytest.raises(errors.NonFiniteError):
+            remote.run(bad)
+        assert remote.seq == len(X)
+
+
+def test_stats(client: sl.Client) -> None:
+    stats = client.stats()
+    assert stats["state"] == "running"
+    assert stats["models"]["pump"]["max_sessions"] == 1_000_000
+
+
+def test_nobody_answers() -> None:
+    with pytest.raises(errors.ServerTimeoutError, match="is the server running there"):
+        sl.Client("tcp://127.0.0.1:9", timeout_s=0.05)
+    with pytest.raises(errors.ServiceError, match="is not an address"):
+        sl.Client("nonsense")
+    with pytest.raises(errors.ServiceError, match="timeout_s"):
+        sl.Client("tcp://127.0.0.1:9", timeout_s=0)
+
+
+def test_a_closed_client_says_so(server: Server) -> None:
+    client = sl.Client(server.address)
+    session = client.open("left")
+    client.close()
+    with pytest.raises(errors.ServiceError, match="closed"):
+        session.step(X[0])
+
+
+def test_asyncio(server: Server, embedded: Callable[[], Any]) -> None:
+    async def scenario() -> None:
+        async with sl.AsyncClient(server.address, timeout_s=20) as client:
+            sessions = [await client.open(f"async{i}") for i in range(20)]
+            got = await asyncio.gather(*(s.step(x) for x in X for s in sessions))
+            twin = embedded()
+            want = np.array([twin.step(x) for x in X])
+            for i in range(20):
+                np.testing.assert_allclose(np.array(got[i::20]), want, rtol=1e-5, atol=1e-7)
+            group = client.group(sessions)
+            assert (await group.step(np.zeros((20, 3)))).shape == (20, 2)
+            assert (await client.step(sessions[:3], X[:3])).shape == (3, 2)
+            a = sessions[0]
+            assert a.seq == 42
+            kept = await a.state()
+            y = await a.run(X)
+            await a.restore(kept)
+            np.testing.assert_array_equal(await a.run(X), y)
+            await a.reset()
+            with pytest.raises(errors.NonFiniteError):
+                await a.step([np.nan, 0, 0])
+            with pytest.raises(errors.SessionExistsError):
+                await client.open("async1")
+            assert (await client.stats())["models"]["pump"]["sessions"] >= 20
+            for session in sessions:
+                await session.close()
+            async with await client.open("async-with") as b:
+                await b.step(X[0])
+        with pytest.raises(errors.ServiceError, match="not connected"):
+            await client.stats()
+        with pytest.raises(errors.ServerTimeoutError):
+            await sl.AsyncClient("tcp://127.0.0.1:9", timeout_s=0.05).connect()
+
+    asyncio.run(scenario())
+
+
+def test_more_in_flight_than_the_server_lets_wait(server: Server) -> None:
+    async def scenario() -> None:
+        async with sl.AsyncClient(server.address, timeout_s=30) as client:
+            sessions = [await client.open(f"many{i}") for i in range(1500)]
+            await asyncio.gather(*(session.step(X[0]) for session in sessions))
+            await asyncio.gather(*(session.close() for session in sessions))
+
+    asyncio.run(scenario())
+
+
+def test_the_client_brings_in_no_engine() -> None:
+    code = (
+        "import sys, streamlstm as sl; sl.Client, sl.AsyncClient; "
+        "ours = [m for m in sys.modules if m.startswith('streamlstm.')]; "
+        "assert not [m for m in ours if 'engine' in m or '._' in m or 'model' in m], ours; "
+        "assert 'scipy' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
