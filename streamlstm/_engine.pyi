@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streamlstm._arena import Arena
 from streamlstm._network import Network
-from streamlstm.engine import Engine, Session
+from streamlstm.engine import Engine
 
 Array = NDArray[Any]
 

@@ -31,12 +31,27 @@ os.register_at_fork(after_in_child=_forget_holders)
 
 @cache
 def _controller() -> ThreadpoolController:
-    # Finding the loaded BLAS libraries takes milliseconds: once.
+    # Only loaded libraries are found, and SciPy's BLAS must be among them. That takes
+    # milliseconds: once.
+    import scipy.linalg.cython_blas  # noqa: F401, PLC0415
+
     return ThreadpoolController()
+
+
+def _take_control() -> None:
+    """Make the calling thread one that threadpoolctl heeds.
+
+    Since 3.7 it ignores all threads but the first that set OpenBLAS's limit, so that a
+    limit set in one thread could not be taken back in another.
+    """
+    for library in _controller().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
 
 
 def use_one_thread() -> None:
     """Limit BLAS to one thread for the life of this process."""
+    _take_control()
     _controller().limit(limits=1, user_api="blas")
 
 
@@ -49,14 +64,16 @@ def one_thread() -> Iterator[None]:
     """
     global _inside, _limiter  # noqa: PLW0603  (the limit is the process's)
     with _lock:
-        _inside += 1
-        if _inside == 1:
+        if _inside == 0:
+            _take_control()
             _limiter = _controller().limit(limits=1, user_api="blas")
+        _inside += 1
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
             if _inside == 0:
+                _take_control()
                 _limiter.restore_original_limits()  # type: ignore[attr-defined]
                 _limiter = None

@@ -61,6 +61,8 @@ Array = NDArray[Any]
 # Rows are numbered by 32 bits.
 MAX_SESSIONS = 2**31
 MAX_THREADS = 1024
+# Layers of a saved state that from_bytes takes.
+LAYERS_MAX = 1024
 
 
 class Engine(EngineCore):
@@ -78,7 +80,13 @@ class Engine(EngineCore):
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
         return super().__new__(cls, _network(model), max_sessions, threads, _largest_event(model))
 
-    def __init__(self, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_sessions: int = 1_000_000,
+        threads: int = 1,  # noqa: ARG002  (__new__ takes it)
+    ) -> None:
         self.model = model
         self.max_sessions = max_sessions
         self.arithmetic = self.network.arithmetic
@@ -326,7 +334,10 @@ class State:
     def from_bytes(cls, data: bytes) -> State:
         """Read what to_bytes wrote. Raises StateMismatchError when it is anything else."""
         try:
-            version, fingerprint, seq, units, dtype, numbers, arithmetic = msgpack.unpackb(data)
+            # A header of a few bytes can claim gigabytes: nothing larger than a layer list.
+            version, fingerprint, seq, units, dtype, numbers, arithmetic = msgpack.unpackb(
+                data, max_array_len=LAYERS_MAX, max_map_len=0, max_ext_len=0
+            )
             if version != 1 or dtype not in ("<f4", "<f8"):
                 raise ValueError(f"version {version!r}, dtype {dtype!r}")
             if not isinstance(fingerprint, str) or not isinstance(arithmetic, str):

@@ -20,6 +20,9 @@ if importlib.util.find_spec("streamlstm._engine") is None:
         returncode=pytest.ExitCode.USAGE_ERROR,
     )
 
+# Python processes that tests start must not find ./streamlstm first either.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 # In CI the same examples every time; elsewhere new ones, and never a deadline (no timed tests).
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", deadline=None)

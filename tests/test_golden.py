@@ -8,14 +8,18 @@ from safetensors.numpy import load_file
 
 import streamlstm as sl
 from networks import C_ERROR, H_ERROR
-from streamlstm import reference
+from streamlstm import kernels, reference
+from streamlstm._cells_fused import available
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [
-    pytest.param((layers, head, dtype), id=f"{layers} layers{', head' * head}, {dtype}")
+    pytest.param((layers, head, dtype, kernel), id=f"{layers} layers{', head' * head}, {kernel}")
     for layers in (1, 2, 3)
     for head in (False, True)
-    for dtype in ("float32", "float64")
+    for dtype, kernel in (
+        *(("float32", kernel) for kernel in (*kernels.FUSED, "blas")),
+        ("float64", "float64"),
+    )
 ]
 
 
@@ -42,8 +46,13 @@ class Golden:
 
 
 @pytest.fixture(params=CASES)
-def golden(request):
-    return Golden(*request.param)
+def golden(request, monkeypatch):
+    *case, kernel = request.param
+    if kernel in kernels.FUSED and not available(kernel):
+        pytest.skip(f"this CPU lacks the {kernel} kernel")
+    if kernel != "float64":
+        monkeypatch.setenv(kernels.VARIABLE, kernel)
+    return Golden(*case)
 
 
 def test_step_by_step_with_all_states(golden):

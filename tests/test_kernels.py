@@ -171,7 +171,8 @@ def plain_float32(layer: sl.LSTM, x) -> tuple[np.ndarray, np.ndarray]:
     return h, c
 
 
-def test_states_in_the_thousands_keep_their_digits(kernel):
+@pytest.mark.usefixtures("kernel")
+def test_states_in_the_thousands_keep_their_digits():
     """Units that never forget and always add: |c| reaches 2,000."""
     rng = np.random.default_rng(0)
     H = 40

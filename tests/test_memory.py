@@ -14,56 +14,27 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import session_cost
 import streamlstm as sl
 from networks import events, stacked
 
-COST = """
-import gc, json, sys
-import streamlstm as sl
 
-def resident():
-    gc.collect()
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * 4096
-
-engine = sl.Engine(sl.load(sys.argv[1]))
-sessions = [engine.open("warm")]
-names = [f"sensor-{k:06d}" for k in range(100_000)]
-figures = {}
-for at in ("first", "second"):
-    before = resident()
-    sessions = [None] * len(names)
-    for k, name in enumerate(names):
-        sessions[k] = engine.open(name)
-    opened = resident()
-    for session in sessions:
-        session.close()
-    del sessions, session
-    figures[at] = {"opened": opened - before, "kept": resident() - before}
-figures["state_bytes"] = engine.state_bytes
-print(json.dumps(figures))
-"""
-
-
-def test_resident_memory_of_100000_sessions(tmp_path, record_property):
+def test_resident_memory_of_100000_sessions(tmp_path):
     """(16, 64, 1): at most 1.1 times h and c, and 300 B; and it comes back."""
     stacked(inputs=16, units=64).save(tmp_path / "model.safetensors")
     done = subprocess.run(
-        [sys.executable, "-c", COST, "model.safetensors"],
-        cwd=tmp_path,
+        [sys.executable, session_cost.__file__, tmp_path / "model.safetensors"],
         check=True,
         capture_output=True,
         text=True,
     )
     figures = json.loads(done.stdout)
-    for at in ("first", "second"):
-        record_property(f"{at}: bytes a session", figures[at]["opened"] / 100_000)
-        record_property(f"{at}: bytes kept after", figures[at]["kept"])
+    first, second = figures["first"], figures["second"]
     raw = 2 * 64 * 4
-    assert figures["first"]["opened"] / 100_000 <= 1.1 * raw + 300
-    assert figures["first"]["kept"] <= 0.2 * figures["first"]["opened"]
-    assert figures["second"]["kept"] <= 0.05 * figures["first"]["opened"]
-    assert figures["state_bytes"] <= 1 << 20
+    assert raw <= first["session_bytes"] <= 1.1 * raw + 300
+    assert first["kept_bytes"] <= 0.2 * 100_000 * first["session_bytes"]
+    assert second["kept_bytes"] <= 0.05 * 100_000 * first["session_bytes"]
+    assert figures["state_bytes"] <= 1 << 20  # the last slab stays
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -88,4 +88,6 @@ ONE_STREAM = [
     Cell(32, 128, 2),
     Cell(40, 256, 3),
 ]
-BATCHED = [Cell(i, h, 1, b) for i, h in ((16, 64), (32, 128), (128, 512)) for b in (8, 32, 128, 512)]
+BATCHED = [
+    Cell(i, h, 1, b) for i, h in ((16, 64), (32, 128), (128, 512)) for b in (8, 32, 128, 512)
+]

@@ -164,7 +164,8 @@ class ServerProtocol:
             if owner is None:
                 owner = Peer(peer, 0)  # gets its number when it has something to remember
             request = _Request(owner, op, ident, fields, len(frames[0]))
-            self._admit(owner, request.size)
+            if self.pending:
+                self._admit(owner, request.size)
             if op == "steps":
                 self._place_bulk(request, now)
             elif op == "open":
@@ -186,15 +187,11 @@ class ServerProtocol:
         self._now = now
         if self._rounds:
             self._round += 1
-            events: dict[SessionTable, list[_Request]] = {}
-            for request in self._rounds.popleft():
-                if request.op == "step":
-                    assert request.table is not None
-                    events.setdefault(request.table, []).append(request)
-                else:
-                    self._answer(request)
-            for table, batch in events.items():
-                self._step_batch(table, batch)
+            requests = self._rounds.popleft()
+            if len(requests) == 1 and requests[0].op == "step":
+                self._step_one(requests[0])
+            else:
+                self._step_round(requests)
         out, self._out = self._out, []
         self._replies += len(out)
         return out
@@ -392,10 +389,21 @@ class ServerProtocol:
 
     # --- steps ---
 
+    def _step_round(self, requests: list[_Request]) -> None:
+        events: dict[SessionTable, list[_Request]] = {}
+        for request in requests:
+            if request.op == "step":
+                assert request.table is not None
+                events.setdefault(request.table, []).append(request)
+            else:
+                self._answer(request)
+        for table, batch in events.items():
+            self._step_batch(table, batch)
+
     def _step_batch(self, table: SessionTable, batch: list[_Request]) -> None:
         """One event of each session in one engine step; who can't take part is refused alone."""
         if len(batch) == 1:
-            self._step_one(table, batch[0])
+            self._step_one(batch[0])
             return
         good: list[_Request] = []
         rows: list[bytes] = []
@@ -409,7 +417,7 @@ class ServerProtocol:
                 good.append(request)
         if len(good) < 2:
             for request in good:
-                self._step_one(table, request)
+                self._step_one(request)
             return
         X = np.frombuffer(b"".join(rows), table.dtype).reshape(len(good), -1)
         try:
@@ -433,7 +441,7 @@ class ServerProtocol:
         finite = [bool(np.isfinite(x).all()) for x in X]
         if all(finite):
             for request in batch:
-                self._step_one(table, request)
+                self._step_one(request)
             return
         for request, fine in zip(batch, finite, strict=True):
             if not fine:
@@ -442,17 +450,23 @@ class ServerProtocol:
         if rest:
             self._step_batch(table, rest)
 
-    def _step_one(self, table: SessionTable, request: _Request) -> None:
-        session, fields = request.session, request.fields
+    def _step_one(self, request: _Request) -> None:
+        table, session = request.table, request.session
+        assert table is not None
+        _, _, seq, _, x = request.fields
         try:
-            _check_seq(session, fields[2])
-            table.x_bytes[:] = wire.event_bytes(fields[4], table.dtype, table.inputs)
+            if seq is not None and seq != session.seq + 1:
+                raise _WrongSeqError(seq, session.seq + 1)
+            if type(x) is not bytes or len(x) != table.event_size:
+                x = wire.event_bytes(x, table.dtype, table.inputs)
+            table.x_bytes[:] = x
             session.step_into(table.x, table.y)
             reply = self._encoder.ok(request.ident, session.seq, table.y_bytes)
         except Exception as error:
             self._reply_error(request, error)
         else:
-            self._count(table, 1)
+            table.counters.events += 1
+            table.counters.micro_batches += 1
             self._reply_ok(request, reply)
 
     def _steps(self, request: _Request) -> bytes:

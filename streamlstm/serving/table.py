@@ -152,6 +152,7 @@ class SessionTable:
     model: ModelLike = field(init=False)
     dtype: np.dtype[Any] = field(init=False)
     inputs: int = field(init=False)
+    event_size: int = field(init=False)  # bytes
     x: Array = field(init=False)  # one event and its output, and their bytes
     y: Array = field(init=False)
     x_bytes: Any = field(init=False)
@@ -164,6 +165,7 @@ class SessionTable:
         self.model = self.engine.model
         self.dtype = np.dtype(self.model.dtype)
         self.inputs = len(self.model.inputs)
+        self.event_size = self.inputs * self.dtype.itemsize
         self.x = np.zeros(self.inputs, self.dtype)
         self.y = np.zeros(len(self.model.outputs), self.dtype)
         self.x_bytes, self.y_bytes = self.x.data.cast("B"), self.y.data.cast("B")

@@ -165,6 +165,21 @@ REPLY_VALUES: Final = {
 """How many values follow the id in an operation's "ok" reply."""
 
 
+def _is_plain_step(fields: tuple[Any, ...]) -> bool:
+    """Whether fields are good for step, said at once for its usual form."""
+    if len(fields) != 5:
+        return False
+    handle, epoch, seq, time, x = fields
+    return (
+        type(handle) is type(epoch) is type(seq) is int
+        and 0 <= handle < 1 << 64
+        and 0 <= epoch < 1 << 32
+        and 0 <= seq < 1 << 63
+        and time is None
+        and type(x) is bytes
+    )
+
+
 # --- decoding -------------------------------------------------------------------------------------
 
 
@@ -282,10 +297,12 @@ class Decoder:
             ident = self._ident(ident)
         if version != VERSION or type(version) is not int:
             raise BadMessageError(f"only protocol version {VERSION} is spoken here", ident)
+        fields = message[3:]
+        if op == "step" and _is_plain_step(fields):
+            return op, ident, fields
         checks = REQUESTS.get(op) if type(op) is str else None
         if checks is None:
             raise BadMessageError(f"unknown operation; known are {', '.join(REQUESTS)}", ident)
-        fields = message[3:]
         if len(fields) != len(checks):
             raise BadMessageError(
                 f"{op} has {len(checks)} fields after the id "

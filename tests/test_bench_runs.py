@@ -1,0 +1,33 @@
+"""Every bench runs: once, unmeasured. `pytest bench/` measures them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import machine
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.mark.timeout(300)
+def test_bench_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "bench", "--benchmark-disable", "--no-cov", "-q",
+         "-p", "no:cacheprovider", f"--basetemp={tmp_path}"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_machine_facts():
+    """The JSON of results says what it was measured on."""
+    facts = machine.facts()
+    assert facts["cpu"]
+    assert facts["blas"][0]["version"]
+    assert {"python", "numpy", "scipy", "streamlstm"} <= facts["versions"].keys()
