@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,9 @@ if importlib.util.find_spec("streamlstm._engine") is None:
 
 # Python processes that tests start must not find ./streamlstm first either.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# Under a shell's background job Ctrl-C is ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI the same examples every time; elsewhere new ones, and never a deadline (no timed tests).
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,9 @@ class Peer:
     """
 
     name: ClassVar[str]
-    context: Any = contextlib.nullcontext  # entered around each turn, outside the time
+    context: Callable[[], AbstractContextManager[Any]] = (
+        contextlib.nullcontext
+    )  # entered around each turn, outside the time
 
     def __init__(self, cell: Cell) -> None:
         raise NotImplementedError
@@ -29,7 +32,7 @@ class Peer:
         """x [batch, inputs] as what loop() takes; not timed."""
         return x
 
-    def loop(self, events: Sequence[Any]) -> Any:
+    def loop(self, events: Iterable[Any]) -> Any:
         """Step all streams once for each event; the last output, in the runtime's own type."""
         raise NotImplementedError
 

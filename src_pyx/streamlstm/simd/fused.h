@@ -28,8 +28,9 @@ ALWAYS void store(float *p, vf a) { *(vf_any *)p = (vf_any)a; }
 
 /* ---- activations ------------------------------------------------------------------
  * e^y = s (1 + p): y = n ln2 + r, |r| <= ln2 / 2, s = 2^n, p = e^r - 1 = r + r^2 q(r).
- * q is the minimax polynomial of degree 4 for the relative error of p on that interval
- * (bench/fit_exp.py: 1.3e-8). y is clamped to where s and 1 + e^y stay normal numbers;
+ * q is the polynomial of degree 4 that makes the largest error of p, relative to r, smallest
+ * on that interval (bench/fit_exp.py: 1.3e-8). Arguments are clamped to where s and 1 + e^y
+ * stay normal numbers;
  * NaN passes through. ln2 is split so that n * LN2_HIGH is exact.
  */
 #define EXP_MAX 87.0f
@@ -40,12 +41,13 @@ typedef struct { vf s, p; } exp_parts;
 
 ALWAYS vf magnitude(vf a) { return (vf)((vi)a & 0x7FFFFFFF); }
 
-/* y within +-EXP_MAX. */
-ALWAYS exp_parts exp_within(vf y) {
+/* e^(scale a) for |scale a| <= EXP_MAX. scale is a power of two, so that scale * a is exact
+ * and need not be waited for. */
+ALWAYS exp_parts exp_scaled(vf a, float scale) {
     const vf magic = SPLAT(12582912.0f); /* 1.5 * 2^23: rounds, and leaves n in the low bits */
-    vf t = MULADD(y, SPLAT(1.44269504088896341f), magic);
+    vf t = MULADD(a, SPLAT(scale * 1.44269504088896341f), magic);
     vf n = t - magic;
-    vf r = MULADD(n, SPLAT(-LN2_HIGH), y);
+    vf r = MULADD(n, SPLAT(-LN2_HIGH), SPLAT(scale) * a);
     r = MULADD(n, SPLAT(-LN2_LOW), r);
     vf r2 = r * r;
     vf low = MULADD(SPLAT(0.16666542793836775f), r, SPLAT(0.500000006208712f));
@@ -55,11 +57,12 @@ ALWAYS exp_parts exp_within(vf y) {
     return e;
 }
 
-ALWAYS exp_parts exp_of(vf y) { return exp_within(MIN(SPLAT(EXP_MAX), MAX(SPLAT(-EXP_MAX), y))); }
+ALWAYS vf clamp(vf a) { return MIN(SPLAT(EXP_MAX), MAX(SPLAT(-EXP_MAX), a)); }
+ALWAYS exp_parts exp_minus(vf z) { return exp_scaled(clamp(z), -1.0f); }
 
 /* e^(-2|z|) */
 ALWAYS exp_parts exp_fold(vf z) {
-    return exp_within(MAX(SPLAT(-EXP_MAX), SPLAT(-2.0f) * magnitude(z)));
+    return exp_scaled(MIN(SPLAT(EXP_MAX / 2), magnitude(z)), -2.0f);
 }
 
 ALWAYS vf one_plus(exp_parts e) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f)); }
@@ -67,7 +70,7 @@ ALWAYS vf one_minus(exp_parts e) { return MULADD(-e.s, e.p, SPLAT(1.0f) - e.s); 
 ALWAYS vf with_sign(vf a, vf sign) { return (vf)((vi)a | ((vi)sign & (int32_t)0x80000000)); }
 
 /* sigmoid(z) = 1 / (1 + e^-z);  tanh(z) = sign(z) (1 - e) / (1 + e), e = e^(-2|z|) */
-ALWAYS vf sigmoid_of(vf z) { return SPLAT(1.0f) / one_plus(exp_of(-z)); }
+ALWAYS vf sigmoid_of(vf z) { return SPLAT(1.0f) / one_plus(exp_minus(z)); }
 ALWAYS vf tanh_of(vf z) {
     exp_parts e = exp_fold(z);
     return with_sign(one_minus(e) / one_plus(e), z);
@@ -77,11 +80,11 @@ ALWAYS vf tanh_of(vf z) {
  * activations with one division. */
 ALWAYS void cell(const vf gate[4], float *c, float *h) {
     exp_parts g = exp_fold(gate[2]);
-    vf in = with_sign(one_minus(g), gate[2]) / (one_plus(exp_of(-gate[0])) * one_plus(g));
-    vf next = load(c) / one_plus(exp_of(-gate[1])) + in;
+    vf in = with_sign(one_minus(g), gate[2]) / (one_plus(exp_minus(gate[0])) * one_plus(g));
+    vf next = load(c) / one_plus(exp_minus(gate[1])) + in;
     store(c, next);
     exp_parts t = exp_fold(next);
-    store(h, with_sign(one_minus(t), next) / (one_plus(exp_of(-gate[3])) * one_plus(t)));
+    store(h, with_sign(one_minus(t), next) / (one_plus(exp_minus(gate[3])) * one_plus(t)));
 }
 
 /* cell() on the last panel, of which only `units` lanes are real. */
@@ -216,21 +219,23 @@ static void lstm_pass(const fused_layer *layer, ptrdiff_t n, char **rows, places
     }
 }
 
-/* Streams from which on the whole step is as fast as the input half ahead of time. */
-#define Z_STREAMS 4
+/* The input half ahead of time pays for fewer streams than a tile takes, and from some units
+ * on: below, the next step's x half fills the wait for the activations. */
+#define AHEAD_STREAMS_MAX 3
+#define AHEAD_UNITS_MIN 33
 
 static void lstm(const fused_layer *layer, ptrdiff_t n, ptrdiff_t steps, char **rows,
                  const float *x, float *z, float *out) {
     const ptrdiff_t I = layer->inputs, H = layer->units, Z = PANELS(H) * 4 * VL;
-    const int ahead = steps > 1 && n < Z_STREAMS;
+    const int ahead = steps > 1 && n <= AHEAD_STREAMS_MAX && H >= AHEAD_UNITS_MIN;
     if (ahead) /* the input half of all steps, ROWS steps a tile */
         lstm_pass(layer, n * steps, 0, (places){.x = x, .x_stride = I, .z = z, .z_stride = Z});
     if (n == 1) {
         float *row = (float *)rows[0];
-        lstm_work work = {.layer = layer, .x = {x}, .h = {row + layer->h}, .c = {row + layer->c}};
+        lstm_work work = {.layer = layer, .h = {row + layer->h}, .c = {row + layer->c}};
         for (ptrdiff_t t = 0; t < steps; t++) {
-            if (ahead)
-                work.x[0] = 0, work.z[0] = z + t * Z;
+            work.x[0] = ahead ? 0 : x + t * I;
+            work.z[0] = z + t * Z;
             work.out[0] = out + t * H;
             lstm_single(&work, PANELS(H));
             work.h[0] = work.out[0];
@@ -325,7 +330,7 @@ static void apply(int function, ptrdiff_t n, const float *x, float *y) {
         const ptrdiff_t left = n - i < VL ? n - i : VL;
         memset(in, 0, sizeof in);
         memcpy(in, x + i, left * sizeof(float));
-        exp_parts e = exp_of(load(in));
+        exp_parts e = exp_scaled(clamp(load(in)), 1.0f);
         store(out, function == 0 ? MULADD(e.s, e.p, e.s) : function == 1 ? tanh_of(load(in)) : sigmoid_of(load(in)));
         memcpy(y + i, out, left * sizeof(float));
     }

@@ -25,7 +25,7 @@ typedef struct {
     const char *arithmetic; /* kernels of one class give the same bits */
     int lanes;
     /* T steps of n streams: x [n, T, inputs] -> out [n, T, units]; h and c in `rows`
-     * move on. z is scratch for min(n, 4) * T * 4 * (units up to whole panels) floats. */
+     * move on. z is scratch for n * T * 4 * (units up to whole panels) floats. */
     void (*lstm)(const fused_layer *, ptrdiff_t n, ptrdiff_t steps, char **rows,
                  const float *x, float *z, float *out);
     /* x [n, inputs] -> out [n, units] */
