@@ -18,8 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import platform
 import select
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+import machine
 import streamlstm as sl
 from streamlstm import blas_threads
 from streamlstm.serving import wire
@@ -283,26 +282,6 @@ def bulk(p: Pair, model: Path, rounds: int) -> dict[str, Any]:
 # --- report ---------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return {
-        "cpu": cpu,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyzmq": zmq.__version__,
-        "libzmq": zmq.zmq_version(),
-        "streamlstm": sl.__version__,
-    }
-
-
 def table(results: dict[str, Any]) -> str:
     lines = [f"{'':24}{'ours':>12}{'bare':>12}{'ratio':>8}{'bound':>8}"]
 
@@ -345,7 +324,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    results: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine.facts()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "bench.safetensors"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
 
 import streamlstm as sl
+from streamlstm import kernels
 
+PACKAGES = ("numpy", "scipy", "pyzmq", "torch", "onnxruntime", "ai-edge-litert")
 # CPU features that the kernels and BLAS choose by.
 FLAGS = (
     "avx",
@@ -31,7 +34,11 @@ def facts() -> dict[str, Any]:
     cpu = _cpu()
     flags = (cpu.get("flags") or cpu.get("Features") or "").split()
     return {
-        "cpu": cpu.get("model name", platform.machine()),
+        # A virtual CPU's name says little; family and model tell which it is.
+        "cpu": " ".join(
+            [cpu.get("model name", platform.machine())]
+            + [f"{key} {cpu[key]}" for key in ("cpu family", "model") if key in cpu]
+        ),
         "cpus": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "caches": _caches(),
@@ -39,10 +46,26 @@ def facts() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "streamlstm": sl.__version__,
-            **{name: version(name) for name in ("numpy", "scipy", "pyzmq")},
+            **_versions(),
         },
-        "kernel": os.environ.get("STREAMLSTM_KERNEL", "chosen by the CPU"),
+        "kernels": kernels.config(),
     }
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """The facts as one line under a table or a plot."""
+    caches = ", ".join(f"{level} {size}" for level, size in facts["caches"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
+    kernel = facts["kernels"]["float32"]["kernel"]
+    return f"{facts['cpu']}, {facts['cpus']} cores, {caches}; {kernel} kernel; {versions}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _cpu() -> dict[str, str]:

@@ -1,13 +1,13 @@
 """What one core can do at most, and how much of it streamlstm reaches.
 
-python bench/peers/limits.py [--quick] [--million]
+python bench/compare.py limits [--quick] [--million]
 
 One stream is bound by reading the weights, a large batch by multiply-adds: both limits are
 measured here, in turns with the kernel alone (a loop in C) and with the calls from Python.
 Then whole sequences, threads, allocations; with --million also a million live sessions.
 Needs a C compiler, and the source folder for the kernels' header.
 
-On a shared machine: taskset -c 1 python bench/peers/limits.py, which leaves the threads out.
+On a shared machine: taskset -c 1 python bench/compare.py limits, which leaves the threads out.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-import memory
 import numpy as np
-from cells import BATCHED, ONE_STREAM, Cell
-from native import KernelLoop, load_loops
-from peer_streamlstm import StreamLSTM
-from table import markdown, three_digits
-from timing import QUICK, Contestant, Plan, interleave
 
 import machine
 import streamlstm as sl
+from peers import memory
+from peers.cells import BATCHED, ONE_STREAM, Cell
+from peers.native import KernelLoop, load_loops
+from peers.peer_streamlstm import StreamLSTM
+from peers.table import markdown, three_digits
+from peers.timing import QUICK, Contestant, Plan, interleave
 from streamlstm._cells_fused import aligned
 
 # A step of RTNeural's Eigen backend: a loop inside C++ with sizes fixed at compile time.
@@ -184,7 +184,3 @@ def main() -> None:
         print("\n" + memory.report(Path(folder), quick=args.quick), flush=True)
     if args.million:
         print("\n" + memory.million(plan), flush=True)
-
-
-if __name__ == "__main__":
-    main()

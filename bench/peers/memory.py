@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import Array, Cell
-from native import compiled
-from peer_streamlstm import StreamLSTM
-from table import markdown
-from timing import Contestant, Plan, interleave
 
 import streamlstm as sl
+from peers.cells import Array, Cell
+from peers.native import compiled
+from peers.peer_streamlstm import StreamLSTM
+from peers.table import markdown
+from peers.timing import Contestant, Plan, interleave
 
 COUNTED_STEPS = 1_000_000
 FLAT_STEPS = 10_000_000

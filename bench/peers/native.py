@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import Array, Cell
 
+from peers.cells import Array, Cell
 from streamlstm import _cells_fused, kernels
 
 HERE = Path(__file__).parent

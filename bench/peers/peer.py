@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
-from cells import CHECKED_STEPS, Array, Cell
+
+from peers.cells import CHECKED_STEPS, Array, Cell
 
 TOLERANCE = 2e-5  # of an output in (-1, 1), against float64
 

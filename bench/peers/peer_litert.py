@@ -13,9 +13,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from cells import Array, Cell
-from peer import Peer
 
+from peers.cells import Array, Cell
+from peers.peer import Peer
 from streamlstm import LSTM, Model
 
 Operator = schema.BuiltinOperator

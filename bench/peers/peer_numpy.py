@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from cells import Array, Cell
-from peer import Peer
 
+from peers.cells import Array, Cell
+from peers.peer import Peer
 from streamlstm import LSTM, blas_threads
 
 

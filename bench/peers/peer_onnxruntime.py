@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from cells import Array, Cell
 from onnx import TensorProto, checker, helper, numpy_helper
-from peer import Peer
 
+from peers.cells import Array, Cell
+from peers.peer import Peer
 from streamlstm import Model
 
 OPSET, IR_VERSION = 17, 8

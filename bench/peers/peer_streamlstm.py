@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from cells import Array, Cell
-from peer import Peer
 
 import streamlstm as sl
+from peers.cells import Array, Cell
+from peers.peer import Peer
 
 
 class StreamLSTM(Peer):

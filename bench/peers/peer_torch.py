@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from cells import Array, Cell
-from peer import Peer
 from torch import nn
 
+from peers.cells import Array, Cell
+from peers.peer import Peer
 from streamlstm import LSTM
 
 

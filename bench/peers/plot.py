@@ -1,6 +1,6 @@
 """The results of run.py as one picture: time of a step, and throughput by batch.
 
-python bench/peers/plot.py results.json peers.svg
+python bench/compare.py plot results.json peers.svg
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
-from table import OURS, Row, names
 
 import machine
+from peers.table import OURS, Row, names
 
 INK, FAINT = "#1f2933", "#e4e7eb"
 OUR_COLOR = "#d64545"
@@ -118,7 +118,3 @@ def main() -> None:
         figure = draw(json.loads(args.results.read_text()))
         metadata = {"Date": None} if args.picture.suffix == ".svg" else None
         figure.savefig(args.picture, dpi=150, metadata=metadata)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,13 @@
 """One LSTM step of streamlstm beside other runtimes: same weights, one thread, one run.
 
-python bench/peers/run.py [--quick] [--cells I,H,L ...] [--batch B ...] [--out results.json]
+python bench/compare.py run [--quick] [--cells I,H,L ...] [--batch B ...] [--out results.json]
 
 Every peer is first checked against streamlstm.reference in float64, and refused when wrong.
 Then each gets a short turn in every repetition; a figure is the median of a peer's quietest
 repetition (p50: over all). The state is carried on by each runtime's cheapest way. Peers that
 are not installed (pip install streamlstm[bench]) are skipped, and the output says so.
 
-On a shared machine: taskset -c 1 python bench/peers/run.py
+On a shared machine: taskset -c 1 python bench/compare.py run
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import table
-from cells import BATCHED, ONE_STREAM, Cell
-from peer import TOLERANCE, Peer, error
-from timing import QUICK, Contestant, Plan, interleave
-
 import machine
+from peers import table
+from peers.cells import BATCHED, ONE_STREAM, Cell
+from peers.peer import TOLERANCE, Peer, error
+from peers.timing import QUICK, Contestant, Plan, interleave
 
 MODULES = ("streamlstm", "litert", "onnxruntime", "torch", "numpy")
 
@@ -36,7 +35,7 @@ def installed_peers() -> tuple[list[type[Peer]], dict[str, str]]:
     skipped = {}
     for name in MODULES:
         try:
-            peers += importlib.import_module(f"peer_{name}").PEERS
+            peers += importlib.import_module(f"peers.peer_{name}").PEERS
         except ModuleNotFoundError as e:
             if name == "streamlstm":
                 raise
@@ -96,7 +95,3 @@ def main() -> None:
         if args.out:  # after each cell: a long run may be stopped
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table.report(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The results of run.py as Markdown tables, with our ratio to the best peer and its target.
 
-python bench/peers/table.py results.json [--p50]
+python bench/compare.py table results.json [--p50]
 """
 
 from __future__ import annotations
@@ -117,7 +117,3 @@ def main() -> None:
     args = parser.parse_args()
     results = json.loads(args.results.read_text())
     print(report(results, "p50_us" if args.p50 else "best_us"))
-
-
-if __name__ == "__main__":
-    main()
