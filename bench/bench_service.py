@@ -71,7 +71,7 @@ def server(model: Path, bind: str) -> Iterator[str]:
                 return str(log["endpoint"])
         raise RuntimeError("the server did not start")
 
-    argv = (sys.executable, "-m", "streamlstm", "serve", str(model), "--bind", bind)
+    argv = (sys.executable, "-P", "-m", "streamlstm", "serve", str(model), "--bind", bind)
     with process(*argv, ready=ready) as address:
         yield address
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamlstm._engine import Group
     from streamlstm.engine import Engine, Session, State
+    from streamlstm.errors import StreamLSTMError
     from streamlstm.importers import from_torch, import_model
     from streamlstm.kernels import show_config
     from streamlstm.model import LSTM, Dense, Feature, Model
@@ -31,6 +32,7 @@ _HOME = {
     "Model": "model",
     "Session": "engine",
     "State": "engine",
+    "StreamLSTMError": "errors",
     "from_torch": "importers",
     "import_model": "importers",
     "load": "model_file",
@@ -48,6 +50,7 @@ __all__ = [
     "Model",
     "Session",
     "State",
+    "StreamLSTMError",
     "from_torch",
     "import_model",
     "load",

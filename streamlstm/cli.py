@@ -1,7 +1,7 @@
 """The command line: serve, stream, inspect, stats, demo.
 
-Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage,
-130 and 143 ended by Ctrl-C and SIGTERM.
+Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage or, of the demo, can't
+run as asked, 130 and 143 ended by Ctrl-C and SIGTERM, of the demo also 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from streamlstm.errors import InputError, ModelError, ServiceError, StreamLSTMError
+from streamlstm.errors import InputError, ServiceError, StreamLSTMError
 
 BIND: Final = "tcp://127.0.0.1:5555"
 PROGRESS_AFTER_S: Final = 1.0
@@ -25,7 +25,7 @@ PROGRESS_EVERY_S: Final = 0.2
 
 _EXIT_CODES: Final = (
     "exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage, "
-    "130 and 143 ended by Ctrl-C and SIGTERM"
+    "130 and 143 ended by Ctrl-C and SIGTERM (the demo also 129, by SIGHUP)"
 )
 
 
@@ -36,9 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except (StreamLSTMError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader, say `head`, has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         print(f"streamlstm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -52,15 +49,28 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_serve, _add_stream, _add_inspect, _add_stats, _add_demo):
+        add(commands)
+    return parser
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, more: str = "") -> Any:
-        command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", epilog=_EXIT_CODES
-        )
-        command.set_defaults(command=run)
-        return command
 
-    serve = add(
+def _add(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    more: str = "",
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", epilog=_EXIT_CODES
+    )
+    command.set_defaults(command=run)
+    return command
+
+
+def _add_serve(commands: Any) -> None:
+    serve = _add(
+        commands,
         "serve",
         _serve,
         "serve models to clients over ZeroMQ",
@@ -88,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         help="evict sessions that nobody used for so long (default: never)",
     )
 
-    stream = add(
+
+def _add_stream(commands: Any) -> None:
+    stream = _add(
+        commands,
         "stream",
         _stream,
         "step a CSV file or stdin row by row through a model",
@@ -110,34 +123,42 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-bad", action="store_true", help="name bad rows and go on, instead of stopping"
     )
 
-    inspect = add("inspect", _inspect, "show what a model file holds")
+
+def _add_inspect(commands: Any) -> None:
+    inspect = _add(commands, "inspect", _inspect, "show what a model file holds")
     inspect.add_argument("model", metavar="MODEL", help="model file")
 
-    stats = add("stats", _stats, "show a server's counters; fails if it is not healthy")
+
+def _add_stats(commands: Any) -> None:
+    stats = _add(commands, "stats", _stats, "show a server's counters; fails if it is not healthy")
     stats.add_argument("--connect", default=BIND, metavar="ADDRESS", help="(default: %(default)s)")
     stats.add_argument("--json", action="store_true", help="as JSON")
     stats.add_argument(
         "--timeout", type=_positive_float, default=5.0, metavar="SECONDS", help="(default: 5)"
     )
 
-    demo = add("demo", _demo, "stream real sensor series through a broker, with a live table")
+
+def _add_demo(commands: Any) -> None:
+    text = "stream real sensor series through a broker, with a live table"
+    demo = _add(commands, "demo", _demo, text)
     demo.add_argument("--plot", metavar="PATH", help="where to write the SVG plot")
     demo.add_argument("--rows", type=_positive_int, metavar="N", help="rows of each series at most")
-    return parser
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
+    with suppress(ValueError):
+        value = int(text)
+        if value >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text}")
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
-    return value
+    with suppress(ValueError):
+        value = float(text)
+        if 0 < value < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
 
 
 # --- serve ----------------------------------------------------------------------------------------
@@ -166,12 +187,17 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _stream(args: argparse.Namespace) -> int:
+    try:
+        return _stream_rows(args)
+    except BrokenPipeError:  # the reader, say `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _stream_rows(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         session, inputs, outputs = stack.enter_context(_stream_session(args))
-        if args.csv == "-":
-            source: TextIO = sys.stdin
-        else:
-            source = stack.enter_context(open(args.csv, newline="", encoding="utf-8"))
+        source = stack.enter_context(_source(args.csv))
         progress = _Progress()
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(outputs)
@@ -187,7 +213,7 @@ def _stream(args: argparse.Namespace) -> int:
                 bad += 1
                 continue
             out.writerow(y.tolist())
-            if source is sys.stdin:
+            if args.csv == "-":
                 sys.stdout.flush()
             progress.count()
         sys.stdout.flush()
@@ -204,8 +230,11 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
         with Client(args.connect) as client:
             session = client.open(args.session, Path(args.model).stem, resume=args.resume)
             inputs = [name for name, _ in session.model.inputs]
-            yield session, inputs, [name for name, _ in session.model.outputs]
-            session.close()
+            try:
+                yield session, inputs, [name for name, _ in session.model.outputs]
+            finally:
+                with suppress(StreamLSTMError):  # the error that ended the stream says more
+                    session.close()
     else:
         from streamlstm import Engine, load  # noqa: PLC0415
 
@@ -215,19 +244,28 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
             yield engine.open(args.session), inputs, [feature.name for feature in model.outputs]
 
 
+def _source(path: str) -> TextIO:
+    """A CSV file, or stdin for "-"; bytes that are not UTF-8 are no number, and so refused."""
+    file = sys.stdin.fileno() if path == "-" else path
+    return open(file, newline="", encoding="utf-8", errors="surrogateescape", closefd=path != "-")
+
+
 def _rows(source: Iterable[str], inputs: list[str]) -> Iterator[tuple[int, list[str]]]:
     """(line number, the inputs' cells) of each row that is not empty; finds out about a header."""
     reader = csv.reader(source)
     columns: list[int] | None = None
-    for row in reader:
-        if not row:
-            continue
-        if columns is None:
-            header = not all(_is_number(cell) for cell in row)
-            columns = _columns(row, inputs) if header else list(range(len(inputs)))
-            if header:
+    try:
+        for row in reader:
+            if not row:
                 continue
-        yield reader.line_num, [row[i] if i < len(row) else "" for i in columns]
+            if columns is None:
+                header = not all(_is_number(cell) for cell in row)
+                columns = _columns(row, inputs) if header else list(range(len(inputs)))
+                if header:
+                    continue
+            yield reader.line_num, [row[i] if i < len(row) else "" for i in columns]
+    except csv.Error as error:
+        raise InputError(f"line {reader.line_num}: {error}") from None
 
 
 def _columns(header: list[str], inputs: list[str]) -> list[int]:
@@ -289,11 +327,10 @@ def _inspect(args: argparse.Namespace) -> int:
     from streamlstm import load  # noqa: PLC0415
 
     model = load(args.model)
-    numbers = sum(a.size for layer in model.layers for a in layer.tensors().values())
     print(f"model        {model.name}")
     print(f"fingerprint  {model.fingerprint}")
     print(f"dtype        {model.dtype.name}")
-    print(f"parameters   {numbers:,}")
+    print(f"parameters   {model.parameters:,}")
     print(f"state        {model.state_size * model.dtype.itemsize:,} bytes per session")
     print("layers")
     for layer in model.layers:
@@ -329,10 +366,6 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    try:
-        from streamlstm.demo import main as demo  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"the demo needs {error.name}: install it with pip install 'streamlstm[demo]'"
-        ) from None
-    return int(demo.run(args))
+    from streamlstm.demo import main as demo  # noqa: PLC0415
+
+    return demo.run(args)

@@ -15,7 +15,7 @@ os.fork the child must create an engine of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -40,20 +40,19 @@ except ImportError as e:
     ) from e
 from streamlstm.errors import (
     CapacityError,
-    DtypeError,
     EngineClosedError,
     EngineError,
-    MissingInputError,
+    ModelError,
     NonFiniteError,
     SessionClosedError,
     SessionError,
     SessionExistsError,
     SessionFencedError,
     SessionUnknownError,
-    ShapeError,
     StateMismatchError,
     StreamLSTMError,
 )
+from streamlstm.events import as_events
 from streamlstm.model import LSTM, Model
 
 Array = NDArray[Any]
@@ -61,6 +60,8 @@ Array = NDArray[Any]
 # Rows are numbered by 32 bits.
 MAX_SESSIONS = 2**31
 MAX_THREADS = 1024
+# |h| is at most 1; a learned or restored one is taken up to here.
+H_LARGEST = 1e6
 # Layers of a saved state that from_bytes takes.
 LAYERS_MAX = 1024
 
@@ -74,6 +75,8 @@ class Engine(EngineCore):
     """
 
     def __new__(cls, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1) -> Self:
+        if not isinstance(model, Model):
+            raise ModelError(f"an Engine takes a Model, got {type(model).__name__}; see sl.load")
         if not 1 <= max_sessions <= MAX_SESSIONS:
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
         if not 1 <= threads <= MAX_THREADS:
@@ -100,22 +103,29 @@ class Engine(EngineCore):
 
         Raises SessionExistsError, CapacityError, EngineClosedError.
         """
+        return self._create(name, None)
+
+    def _create(self, name: str, numbers: Array | None) -> Session:
+        """A session in its initial state, or in that of `numbers`, before others see it."""
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
         name = str(name)  # not a subclass, such as numpy.str_
-        self.ensure_usable()
+        self._ensure_usable()
         with self._registry:
             if name in self._sessions:
                 raise SessionExistsError(
                     f"session {name} is open already; use engine[{name!r}] or close it first"
                 )
-            opened = self.open_row()
+            opened = self._open_row()
             if opened is None:
                 raise CapacityError(
                     f"all {self.max_sessions} sessions are open; close some, "
                     "or create the engine with a larger max_sessions"
                 )
-            session = self._sessions[name] = Session(self, name, *opened)
+            session = Session(self, name, *opened)
+            if numbers is not None:
+                session._write(numbers)
+            self._sessions[name] = session
             return session
 
     def __getitem__(self, name: str) -> Session:
@@ -166,7 +176,7 @@ class Engine(EngineCore):
         if self.forked:  # the parent's to close; and its locks may be held here for ever
             return
         with self._registry:
-            self.close_core()
+            self._close_core()
             self._sessions.clear()
 
     def __enter__(self) -> Self:
@@ -182,25 +192,7 @@ class Engine(EngineCore):
 
     def convert(self, x: Any, ndim: int) -> Array:
         """x as a C-ordered array [..., inputs] of `ndim` axes in the engine's dtype."""
-        features = self.model.inputs
-        if isinstance(x, Mapping):
-            x = _by_name(x, [f.name for f in features])
-        a = _array(x)
-        if a.dtype.kind not in "iuf":
-            raise DtypeError(
-                f"events must be real numbers; got dtype {a.dtype}: convert them to {self.dtype}"
-            )
-        if a.ndim == ndim - 1 == 0 and len(features) == 1:
-            a = a[None]
-        if a.ndim != ndim or a.shape[-1] != len(features):
-            axes = ", ".join(("sessions", "time", "inputs")[3 - ndim :])
-            axes = "sessions or time, inputs" if ndim == 2 else axes
-            raise ShapeError(
-                f"events have shape {a.shape}; expected [{axes}] with "
-                f"{len(features)} inputs: {', '.join(f.name for f in features)}"
-            )
-        with np.errstate(over="ignore", under="ignore"):  # what overflows is refused as infinite
-            return np.ascontiguousarray(a, dtype=self.dtype)
+        return as_events(x, [f.name for f in self.model.inputs], ndim, self.dtype)
 
     def long_call(self) -> AbstractContextManager[None]:
         """Entered around BLAS calls of more than about 1 ms."""
@@ -210,7 +202,7 @@ class Engine(EngineCore):
         """Why `session` no longer owns its row."""
         if self.closed:
             return EngineClosedError("this engine is closed; create a new Engine")
-        if self._sessions.get(session.name, session) is session:
+        if session._closed or self._sessions.get(session.name, session) is session:
             return SessionClosedError(f"session {session.name} is closed; open it again")
         return SessionFencedError(
             f"session {session.name} was opened again elsewhere; this handle no longer owns it"
@@ -225,7 +217,7 @@ class Session(SessionCore):
 
     def state(self) -> State:
         """A copy of the whole state: h and c of all layers, with seq."""
-        got = self.engine.read_row(self.handle, self.epoch)
+        got = self.engine._read_row(self.handle, self.epoch)
         if got is None:
             raise self.engine.lost(self)
         numbers, seq = got
@@ -239,6 +231,11 @@ class Session(SessionCore):
         Raises StateMismatchError, NonFiniteError, SessionClosedError.
         """
         model = self.engine.model
+        if not isinstance(state, State):
+            raise StateMismatchError(
+                f"restore takes a State, got {type(state).__name__}; bytes are read by "
+                "State.from_bytes"
+            )
         if state.fingerprint != model.fingerprint:
             raise StateMismatchError(
                 f"the state belongs to model {state.fingerprint[:12]}, this session to "
@@ -251,6 +248,10 @@ class Session(SessionCore):
             )
         if not np.isfinite(state.numbers).all():
             raise NonFiniteError("the state holds NaN or infinity; restore an earlier one")
+        if any(np.abs(state.h(k)).max() > H_LARGEST for k in range(len(state.units))):
+            raise NonFiniteError(
+                f"the state holds an h beyond {H_LARGEST:.0e}, which no LSTM reaches"
+            )
         self._write(np.ascontiguousarray(state.numbers))
 
     def reset(self) -> None:
@@ -258,7 +259,7 @@ class Session(SessionCore):
         self._write(None)
 
     def _write(self, numbers: Array | None) -> None:
-        if not self.engine.write_row(self.handle, self.epoch, numbers):
+        if not self.engine._write_row(self.handle, self.epoch, numbers):
             raise self.engine.lost(self)
 
     def fork(self, name: str) -> Session:
@@ -266,17 +267,14 @@ class Session(SessionCore):
 
         Raises SessionExistsError, CapacityError, SessionClosedError.
         """
-        state = self.state()
-        twin = self.engine.open(name)
-        twin._write(state.numbers)
-        return twin
+        return self.engine._create(name, self.state().numbers)
 
     def take_over(self) -> Session:
         """A new handle on the same session, epoch + 1; this one is fenced off from now on."""
         engine = self.engine
-        engine.ensure_usable()
+        engine._ensure_usable()
         with engine._registry:
-            epoch = engine.next_epoch(self.handle, self.epoch)
+            epoch = engine._next_epoch(self.handle, self.epoch)
             if epoch is None:
                 raise engine.lost(self)
             session = engine._sessions[self.name] = Session(engine, self.name, self.handle, epoch)
@@ -288,7 +286,8 @@ class Session(SessionCore):
         if engine.forked:
             return
         with engine._registry:
-            if not engine.closed and engine.free_row(self.handle, self.epoch):
+            if not engine.closed and engine._free_row(self.handle, self.epoch):
+                self._closed = True
                 del engine._sessions[self.name]
 
     def __repr__(self) -> str:
@@ -366,37 +365,37 @@ def _network(model: Model) -> Network:
     return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std, kernel)
 
 
-def _largest_event(model: Model) -> float:
-    """The largest number an event may hold.
+def _largest_event(model: Model) -> Array:
+    """The largest magnitude of each input [inputs] that leaves every number finite.
 
-    A sensor's "missing" is often the largest float. Divided by a std below 1 it becomes
-    infinite, the difference of two infinite products NaN, and a NaN never leaves h and c.
-    So eight decades are kept free for the first layer's weights.
+    A sensor's "missing" is often the largest float: it would make an infinite sum, the
+    difference of two of them NaN, and a NaN never leaves h and c. Followed through the layers
+    is the largest magnitude a sum can reach, gain * (scaled event) + offset; behind an LSTM
+    layer it is 1 (|h| = |sigmoid tanh| <= 1).
     """
     largest = float(np.finfo(model.dtype).max)
-    return min(largest, largest * 1e-8 * min(f.std for f in model.inputs))
+    top, scaled = largest / 4, np.inf
+    gain, offset = 1.0, 0.0
+    for k, layer in enumerate(model.layers):
+        w, b = (layer.w_x if isinstance(layer, LSTM) else layer.w), layer.b
+        rows = float(np.abs(w).sum(axis=1, dtype=float).max())
+        gain, offset = gain * rows, offset * rows + float(np.abs(b).max())
+        if isinstance(layer, LSTM):
+            offset += H_LARGEST * float(np.abs(layer.w_h).sum(axis=1, dtype=float).max())
+        if offset >= top:
+            raise ModelError(f"layer {k} ({layer.kind}): its weights can overflow {model.dtype}")
+        if gain:
+            scaled = min(scaled, (top - offset) / gain)
+        if isinstance(layer, LSTM) or layer.activation in ("tanh", "sigmoid"):
+            gain, offset = 0.0, 1.0
+    mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
+    with np.errstate(over="ignore"):
+        events: Array = np.minimum(scaled * std - np.abs(mean), largest)
+    if not (events > np.abs(mean)).all():
+        name = model.inputs[int(np.argmin(events > np.abs(mean)))].name
+        raise ModelError(f"input {name!r}: its mean is too many std from 0 for {model.dtype}")
+    return events
 
 
 def _start(layer: LSTM, given: Array | None) -> Array:
     return np.zeros(layer.units, layer.b.dtype) if given is None else given
-
-
-def _array(x: Any) -> Array:
-    try:
-        return np.asarray(x)
-    except ValueError as e:
-        raise ShapeError(f"the events' rows differ in length: {e}") from None
-
-
-def _by_name(event: Mapping[str, Any], names: list[str]) -> Array:
-    missing = [n for n in names if n not in event]
-    unknown = [n for n in event if n not in names]
-    if missing or unknown:
-        raise MissingInputError(
-            f"the event lacks {missing} and has unknown {unknown}; the model's inputs are {names}"
-        )
-    columns = [_array(event[n]) for n in names]
-    if len({a.shape for a in columns}) > 1:
-        shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, columns, strict=True))
-        raise ShapeError(f"the named inputs differ in shape: {shapes}")
-    return np.stack(columns, axis=-1)

@@ -136,6 +136,8 @@ class Model:
     ) -> None:
         if not layers:
             raise ModelError("a model needs at least one layer; none was given")
+        if not isinstance(name, str) or not name:
+            raise ModelError(f"a model's name is a non-empty string; got {name!r}")
         self.name = name
         self.dtype = _common_dtype(layers, dtype)
         self.layers = tuple(_checked(k, layer, self.dtype) for k, layer in enumerate(layers))
@@ -263,6 +265,9 @@ def _features(
     features = []
     for f in given:
         if isinstance(f, Mapping):
+            unknown = set(f) - {"name", "unit", "mean", "std"}
+            if unknown or "name" not in f:
+                raise ModelError(f"{what} {dict(f)} must have a name, and may have unit, mean, std")
             f = Feature(**f)  # noqa: PLW2901
         feature = f if isinstance(f, Feature) else Feature(f)
         mean, std = float(feature.mean), float(feature.std)

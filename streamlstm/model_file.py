@@ -112,7 +112,7 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
                     f"{FORMAT}: use a matching release, or save the model again"
                 )
             return description, {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise ModelFileError(
             f"{path} is not a streamlstm model file ({e}); foreign files are read with import_model"
         ) from e

@@ -23,7 +23,7 @@ def model():
 def poison(session: sl.Session) -> None:
     """Write NaN into a session's row, which no public call does."""
     state = session.state()
-    assert session.engine.write_row(
+    assert session.engine._write_row(
         session.handle, session.epoch, np.full_like(state.numbers, np.nan)
     )
 
@@ -70,7 +70,7 @@ def test_no_number_reaches_a_neighbour(model):
         for k in rng.permutation(SESSIONS):
             sessions[k].close()
         assert engine.names == ["alone"]
-        assert engine.state_bytes == 1 << 20 < held  # the slab of the one that is left
+        assert engine.state_bytes <= 2 << 20 < held  # the slab of the one that is left, and a spare
 
 
 def test_a_poisoned_session_recovers_by_reset_and_restore(model):

@@ -212,7 +212,7 @@ DAMAGES = {
     "no name": (lambda d, _t: d.pop("name"), "is damaged: KeyError: 'name'"),
     "mean": (lambda d, _t: d["inputs"][0].update(mean="?"), "is damaged: ValueError"),
     "vast mean": (lambda d, _t: d["inputs"][0].update(mean=10**400), "is damaged: OverflowError"),
-    "field": (lambda d, _t: d["inputs"][0].update(scale=1), "is damaged: TypeError"),
+    "field": (lambda d, _t: d["inputs"][0].update(scale=1), "is damaged: ModelError"),
     "inputs": (lambda d, _t: d["inputs"].pop(), "has 2 inputs, but 1 were described"),
     "dtype": (lambda d, _t: d.update(dtype="float16"), "is damaged: ModelError"),
     "no dtype": (lambda d, _t: d.update(dtype="?!"), "is damaged: TypeError"),

@@ -128,8 +128,8 @@ def test_extreme_but_finite_events_leave_a_finite_state(dtype):
     with sl.Engine(model) as engine:
         session = engine.open("a")
         for sign in (1, -1):
-            session.step(np.full(3, sign * engine.largest * 0.999))
-            session.step([engine.largest * 0.999, 0, -engine.largest * 0.999])
+            session.step(sign * engine.largest_event * 0.999)
+            session.step(engine.largest_event * [0.999, 0, -0.999])
         assert np.isfinite(session.state().numbers).all()
         calm = session.run(np.tile([0, 0, 1e4], (100, 1)))
         assert np.isfinite(calm).all()

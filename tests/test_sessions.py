@@ -44,6 +44,7 @@ class Sessions(RuleBasedStateMachine):
         self.engine = sl.Engine(MODEL, max_sessions=CAPACITY)
         self.twins: dict[str, Twin] = {}
         self.owner: dict[str, sl.Session] = {}
+        self.closed: set[sl.Session] = set()  # by their own handle
 
     def teardown(self) -> None:
         self.engine.close()
@@ -56,7 +57,8 @@ class Sessions(RuleBasedStateMachine):
         if self.owns(handle):
             assert not handle.closed
             return call(*args)
-        kind = errors.SessionFencedError if handle.name in self.owner else errors.SessionClosedError
+        fenced = handle.name in self.owner and handle not in self.closed
+        kind = errors.SessionFencedError if fenced else errors.SessionClosedError
         assert handle.closed
         with pytest.raises(kind):
             call(*args)
@@ -175,6 +177,7 @@ class Sessions(RuleBasedStateMachine):
         handle.close()
         if owned:
             del self.owner[handle.name], self.twins[handle.name]
+            self.closed.add(handle)
         assert handle.closed
 
     @invariant()

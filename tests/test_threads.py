@@ -214,7 +214,7 @@ def test_code_that_runs_within_open_may_close_sessions(engine):
     interrupted = []
 
     def interrupt(frame, event, called) -> None:
-        if frame.f_code is sl.Engine.open.__code__ and event == "c_call":
+        if frame.f_code is sl.Engine._create.__code__ and event == "c_call":
             interrupted.append(called.__name__)
             others.pop().close()
 

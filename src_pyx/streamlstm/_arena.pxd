@@ -15,6 +15,8 @@ cdef class Arena:
     cdef char** slabs                       # NULL where none is mapped
     cdef uint32_t* slab_live
     cdef uint32_t* slab_free                # first free row of each slab, or NO_ROW
+    cdef uint32_t first_epoch
+    cdef Py_ssize_t spare                   # a mapped slab without live rows, or -1
     cdef Py_ssize_t capacity                # rows that the arrays below cover
     cdef uint32_t* next_free
     cdef uint32_t* mark                     # last `stamp` a row was seen under
@@ -31,6 +33,7 @@ cdef class Arena:
         return row < self.capacity and self.epoch[row] == epoch and self.seq[row] >= 0
 
     cdef int cover(self, Py_ssize_t capacity) except -1
+    cdef int unmap_slab(self, Py_ssize_t s) noexcept
     cdef int map_slab(self, Py_ssize_t s) except -1
     cdef Py_ssize_t open(self) except -2
     cdef void release(self) noexcept

@@ -6,9 +6,12 @@ arrays of what a batch is checked by: seq, epoch, and the mark that finds a row 
 
 A row's life: open() copies `initial` over it (nothing of an earlier owner is left),
 sets seq 0 and a new epoch; close() sets seq -1 and a new epoch. (row, epoch) therefore
-names one ownership for ever (epochs wrap after 2^32 changes of one row).
+names one ownership for ever (epochs wrap after 2^32 changes of one row). Epochs start at
+a random number, so that what a client kept of an earlier process owns nothing here.
 The caller holds the engine's lock; nothing here takes one.
 """
+import os
+
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -27,6 +30,8 @@ cdef class Arena:
     def __cinit__(self, bytes initial, Py_ssize_t max_rows):
         self.row_bytes = len(initial)
         self.max_rows = max_rows
+        self.first_epoch = int.from_bytes(os.urandom(4), "little") >> 1
+        self.spare = -1
         self.stride = max(self.row_bytes + CACHE_LINE - 1, CACHE_LINE) // CACHE_LINE * CACHE_LINE
         while (self.stride << (self.shift + 1)) <= SLAB_BYTES:
             self.shift += 1
@@ -59,9 +64,9 @@ cdef class Arena:
             self.seq[r] = -1
         for s in range(self.slabs_max):
             if self.slabs[s]:
-                munmap(self.slabs[s], self.slab_bytes)
-                self.slabs[s] = NULL
-        self.slab_count = self.live = 0
+                self.unmap_slab(s)
+        self.live = 0
+        self.spare = -1
 
     cdef int cover(self, Py_ssize_t capacity) except -1:
         """Let the arrays beside the rows cover `capacity` rows."""
@@ -88,7 +93,7 @@ cdef class Arena:
         self.seq = <int64_t*> p
         for r in range(old, capacity):
             self.mark[r] = 0
-            self.epoch[r] = 0
+            self.epoch[r] = self.first_epoch
             self.seq[r] = -1
         self.capacity = capacity
         return 0
@@ -121,6 +126,8 @@ cdef class Arena:
             return -1
         if not self.slabs[s]:
             self.map_slab(s)
+        if s == self.spare:
+            self.spare = -1
         row = self.slab_free[s]
         self.slab_free[s] = self.next_free[row]
         self.slab_live[s] += 1
@@ -131,20 +138,27 @@ cdef class Arena:
         return row
 
     cdef int close(self, uint32_t row) except -1:
-        """Give `row` back, and its slab to the system when it holds no other live row."""
+        """Give `row` back, and an empty slab to the system; the lowest empty one stays, so that
+        sessions that come and go at a slab's edge map nothing."""
         cdef Py_ssize_t s = row >> self.shift
         self.epoch[row] += 1
         self.seq[row] = -1
         self.live -= 1
         self.slab_live[s] -= 1
         self.first_open_slab = min(self.first_open_slab, s)
-        if self.slab_live[s] == 0 and self.slab_count > 1:  # the last slab stays warm
-            munmap(self.slabs[s], self.slab_bytes)
-            self.slabs[s] = NULL
-            self.slab_count -= 1
-        else:
-            self.next_free[row] = self.slab_free[s]
-            self.slab_free[s] = row
+        self.next_free[row] = self.slab_free[s]
+        self.slab_free[s] = row
+        if self.slab_live[s] == 0:
+            if self.spare >= 0:
+                self.unmap_slab(max(s, self.spare))
+                s = min(s, self.spare)
+            self.spare = s
+        return 0
+
+    cdef int unmap_slab(self, Py_ssize_t s) noexcept:
+        munmap(self.slabs[s], self.slab_bytes)
+        self.slabs[s] = NULL
+        self.slab_count -= 1
         return 0
 
     cdef Py_ssize_t first_repeated(self, const uint32_t* rows, Py_ssize_t n) noexcept nogil:

@@ -9,7 +9,6 @@ cdef extern from "simd/kernel.h":
         const float* b
 
     ctypedef struct fused_kernel:
-        const char* name
         const char* arithmetic
         int lanes
         void (*lstm)(const fused_layer*, ptrdiff_t n, ptrdiff_t steps, char** rows,

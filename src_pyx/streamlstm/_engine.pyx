@@ -11,7 +11,8 @@ What is smaller keeps the GIL, and needs no lock while nobody is `away`.
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from cython cimport floating
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -37,6 +38,9 @@ cdef Py_ssize_t RELEASE_MACS = 100_000
 # About 1 ms of work: worth what it costs to hold BLAS to one thread around it.
 cdef Py_ssize_t LONG_CALL_MACS = 20_000_000
 
+# Numbers whose check is worth giving up the GIL for: about 10 us.
+cdef Py_ssize_t RELEASE_CHECK = 100_000
+
 # Rows worth fetching ahead of a step: what the second-level cache can hold.
 cdef Py_ssize_t FETCH_BYTES = 512 << 10
 
@@ -51,29 +55,27 @@ def note_fork():
 os.register_at_fork(after_in_child=note_fork)
 
 
-cdef inline bint all_within(
-    const void* x, Py_ssize_t n, int itemsize, double largest,
+cdef bint all_within(
+    const floating* x, Py_ssize_t n, const floating* largest, Py_ssize_t width,
 ) noexcept nogil:
-    """Whether n numbers lie within +-largest: NaN and infinity never do.
-
-    Without their signs, floats compare as their bits do; and these loops vectorize.
-    """
-    cdef const int32_t* x4 = <const int32_t*> x
-    cdef const int64_t* x8 = <const int64_t*> x
-    cdef float largest4 = <float> largest
-    cdef int32_t limit4
-    cdef int64_t limit8
+    """Whether each of x [n, width] is within +-largest [width]; NaN never is."""
+    cdef Py_ssize_t _i, j
     cdef int bad = 0
-    cdef Py_ssize_t i
-    memcpy(&limit4, &largest4, 4)
-    memcpy(&limit8, &largest, 8)
-    if itemsize == 4:
-        for i in range(n):
-            bad |= (x4[i] & <int32_t> 0x7FFFFFFF) > limit4
-    else:
-        for i in range(n):
-            bad |= (x8[i] & <int64_t> 0x7FFFFFFFFFFFFFFF) > limit8
+    for _i in range(n):
+        for j in range(width):
+            bad |= not (-largest[j] <= x[j] <= largest[j])
+        x += width
     return not bad
+
+
+cdef as_uint32(values, str name):
+    array = np.asarray(values)
+    if array.dtype != np.uint32:
+        if array.ndim != 1 or array.size and (
+                array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 0xFFFFFFFF):
+            raise InputError(f"{name} must be a vector of integers from 0 to 2**32 - 1")
+        array = array.astype(np.uint32)
+    return np.ascontiguousarray(array)
 
 
 cdef class EngineCore:
@@ -84,7 +86,8 @@ cdef class EngineCore:
     cdef readonly Arena arena
     cdef readonly object dtype
     cdef readonly bint closed
-    cdef readonly double largest    # event that leaves every number of the state finite
+    cdef readonly object largest_event  # [inputs]: within it every number stays finite
+    cdef void* largest
     cdef int typenum
     cdef unsigned int forks
     cdef cython.pythread_type_lock lock
@@ -93,13 +96,15 @@ cdef class EngineCore:
     cdef Py_ssize_t rows_room
 
     def __cinit__(
-        self, Network network not None, Py_ssize_t max_sessions, int threads, double largest,
+        self, Network network not None, Py_ssize_t max_sessions, int threads, largest_event,
     ):
         self.network = network
         self.threads = Threads(network, threads)
-        self.largest = largest
         self.dtype = np.dtype(np.float32 if network.plan.itemsize == 4 else np.float64)
         self.typenum = cnp.NPY_FLOAT32 if network.plan.itemsize == 4 else cnp.NPY_FLOAT64
+        self.largest_event = np.array(largest_event, self.dtype)
+        self.largest_event.flags.writeable = False
+        self.largest = cnp.PyArray_DATA(self.largest_event)
         self.arena = Arena(network.initial_state, max_sessions)
         self.forks = forks
 
@@ -132,16 +137,31 @@ cdef class EngineCore:
         return x
 
     cdef int check_finite(self, cnp.ndarray x) except -1:
-        if not all_within(cnp.PyArray_DATA(x), cnp.PyArray_SIZE(x), self.network.plan.itemsize,
-                          self.largest):
-            where = [int(k[0]) for k in np.nonzero(~(np.abs(x) <= self.largest))]
+        cdef Py_ssize_t width = self.network.plan.inputs
+        cdef Py_ssize_t n = cnp.PyArray_SIZE(x) // width
+        cdef void* data = cnp.PyArray_DATA(x)
+        cdef bint fine
+        if n * width > RELEASE_CHECK:
+            with nogil:
+                fine = self.all_within(data, n)
+        else:
+            fine = self.all_within(data, n)
+        if not fine:
+            where = [int(k[0]) for k in np.nonzero(~(np.abs(x) <= self.largest_event))]
             raise NonFiniteError(
                 f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
-                f"{self.largest:.0e} for this model: repair it or leave it out")
+                f"{self.largest_event[where[len(where) - 1]]:.1e} for this model: "
+                "repair it or leave it out")
         return 0
 
+    cdef bint all_within(self, const void* x, Py_ssize_t n) noexcept nogil:
+        cdef Py_ssize_t width = self.network.plan.inputs
+        if self.network.plan.itemsize == 4:
+            return all_within(<const float*> x, n, <const float*> self.largest, width)
+        return all_within(<const double*> x, n, <const double*> self.largest, width)
+
     cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept:
-        """What check_exact asks, without allocating: shape [n, width], or [width] for n < 0."""
+        """What *_into calls ask, without allocating: shape [n, width], or [width] for n < 0."""
         cdef int last = n >= 0
         return (cnp.PyArray_Check(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
                 and (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written
@@ -150,18 +170,14 @@ cdef class EngineCore:
                 and cnp.PyArray_DIM(<cnp.ndarray> a, last) == width
                 and (n < 0 or cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n))
 
-    cdef int check_exact(self, object a, str name, tuple shape, bint written) except -1:
-        """For *_into calls, which convert nothing."""
-        if (not cnp.PyArray_Check(a) or cnp.PyArray_TYPE(<cnp.ndarray> a) != self.typenum
-                or not (cnp.PyArray_ISCARRAY(<cnp.ndarray> a) if written
-                        else cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> a))):
-            raise DtypeError(
-                f"{name} must be a C-contiguous{' writable' if written else ''} {self.dtype} "
-                f"array; got {a.dtype if isinstance(a, np.ndarray) else type(a).__name__}: "
-                "convert it once outside the loop, or call step()")
-        if a.shape != shape:
+    cdef int refuse_inexact(self, object a, str name, tuple shape, bint written) except -1:
+        """Raise what is_exact found wrong: *_into calls convert nothing."""
+        if isinstance(a, np.ndarray) and a.dtype == self.dtype and a.shape != shape:
             raise ShapeError(f"{name} has shape {a.shape}; expected {shape}")
-        return 0
+        raise DtypeError(
+            f"{name} must be a C-contiguous{' writable' if written else ''} {self.dtype} "
+            f"array; got {a.dtype if isinstance(a, np.ndarray) else type(a).__name__}: "
+            "convert it once outside the loop, or call step()")
 
     cdef int check_apart(self, cnp.ndarray x, cnp.ndarray out) except -1:
         cdef char* a = cnp.PyArray_BYTES(x)
@@ -170,7 +186,7 @@ cdef class EngineCore:
             raise InputError("out overlaps the input in memory; give an array of its own")
         return 0
 
-    def ensure_usable(self):
+    def _ensure_usable(self):
         """Raises EngineClosedError, ForkedProcessError."""
         self.check_usable()
 
@@ -183,7 +199,7 @@ cdef class EngineCore:
     # No tuple is made under the lock: that may run the garbage collector, and it a
     # finalizer that wants the lock.
 
-    def open_row(self):
+    def _open_row(self):
         """(row, epoch) of a fresh state row, or None when all are in use."""
         self.check_usable()
         cdef Py_ssize_t row
@@ -195,7 +211,7 @@ cdef class EngineCore:
             epoch = self.arena.epoch[row]
         return row, epoch
 
-    def free_row(self, Py_ssize_t row, uint32_t epoch):
+    def _free_row(self, uint32_t row, uint32_t epoch):
         """Free a row; False when `epoch` does not own it."""
         self.check_usable()
         with self.lock:
@@ -204,7 +220,7 @@ cdef class EngineCore:
             self.arena.close(row)
             return True
 
-    def next_epoch(self, Py_ssize_t row, uint32_t epoch):
+    def _next_epoch(self, uint32_t row, uint32_t epoch):
         """Give a row to a new owner: its new epoch, or None when `epoch` does not own it."""
         self.check_usable()
         with self.lock:
@@ -213,7 +229,7 @@ cdef class EngineCore:
             self.arena.epoch[row] += 1
             return self.arena.epoch[row]
 
-    def read_row(self, Py_ssize_t row, uint32_t epoch):
+    def _read_row(self, uint32_t row, uint32_t epoch):
         """(numbers [state_size], seq) of a row, copied; None when `epoch` does not own it."""
         self.check_usable()
         numbers = np.empty(self.network.state_size, self.dtype)
@@ -226,11 +242,12 @@ cdef class EngineCore:
             seq = self.arena.seq[row]
         return numbers, seq
 
-    def write_row(self, Py_ssize_t row, uint32_t epoch, cnp.ndarray numbers=None):
+    def _write_row(self, uint32_t row, uint32_t epoch, cnp.ndarray numbers=None):
         """Overwrite a row's numbers (None: as opened); False when not owned."""
         self.check_usable()
         if numbers is not None:
-            self.check_exact(numbers, "state", (self.network.state_size,), False)
+            if not self.is_exact(numbers, -1, self.network.state_size, False):
+                self.refuse_inexact(numbers, "state", (self.network.state_size,), False)
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return False
@@ -239,7 +256,7 @@ cdef class EngineCore:
                    self.arena.row_bytes)
             return True
 
-    def close_core(self):
+    def _close_core(self):
         """Refuse all further work and give the state back to the system."""
         with self.lock:
             self.closed = True
@@ -309,6 +326,7 @@ cdef class SessionCore:
     cdef readonly str name
     cdef uint32_t row
     cdef uint32_t row_epoch
+    cdef public bint _closed    # by this very handle
 
     def __cinit__(self, EngineCore engine not None, str name, uint32_t row, uint32_t epoch):
         self.engine = engine
@@ -361,9 +379,9 @@ cdef class SessionCore:
         """
         cdef EngineCore engine = self.engine
         if not engine.is_exact(x, -1, engine.network.plan.inputs, False):
-            engine.check_exact(x, "x", (engine.network.plan.inputs,), False)
+            engine.refuse_inexact(x, "x", (engine.network.plan.inputs,), False)
         if not engine.is_exact(out, -1, engine.network.plan.outputs, True):
-            engine.check_exact(out, "out", (engine.network.plan.outputs,), True)
+            engine.refuse_inexact(out, "out", (engine.network.plan.outputs,), True)
         engine.check_finite(x)
         engine.check_apart(x, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
@@ -394,6 +412,8 @@ cdef class Group:
     def __cinit__(self, EngineCore engine not None, sessions=None, handles=None, epochs=None):
         self.engine = engine
         engine.check_usable()
+        if handles is None:
+            sessions = list(sessions)
         self.n = len(sessions if handles is None else handles)
         self.rows = <uint32_t*> PyMem_Malloc((2 * self.n + 1) * sizeof(uint32_t))
         if not self.rows:
@@ -433,8 +453,8 @@ cdef class Group:
         return 0
 
     cdef int take_handles(self, handles, epochs) except -1:
-        cdef const uint32_t[::1] h = np.ascontiguousarray(handles, np.uint32)
-        cdef const uint32_t[::1] e = np.ascontiguousarray(epochs, np.uint32)
+        cdef const uint32_t[::1] h = as_uint32(handles, "handles")
+        cdef const uint32_t[::1] e = as_uint32(epochs, "epochs")
         cdef Py_ssize_t i
         if e.shape[0] != self.n:
             raise ShapeError(f"{self.n} handles came with {e.shape[0]} epochs")
@@ -484,9 +504,9 @@ cdef class Group:
         """
         cdef EngineCore engine = self.engine
         if not engine.is_exact(X, self.n, engine.network.plan.inputs, False):
-            engine.check_exact(X, "X", (self.n, engine.network.plan.inputs), False)
+            engine.refuse_inexact(X, "X", (self.n, engine.network.plan.inputs), False)
         if not engine.is_exact(out, self.n, engine.network.plan.outputs, True):
-            engine.check_exact(out, "out", (self.n, engine.network.plan.outputs), True)
+            engine.refuse_inexact(out, "out", (self.n, engine.network.plan.outputs), True)
         engine.check_finite(X)
         engine.check_apart(X, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
@@ -515,6 +535,7 @@ cdef class Group:
         return 0
 
     cdef int raise_lost(self, Py_ssize_t i) except -1:
+        self.engine.check_usable()
         raise SessionUnknownError(
             f"the session at index {i} of this group was closed or taken over; "
             "make a new group of open sessions")

@@ -66,7 +66,7 @@ class Server:
 
     def __init__(self, models: Iterable[Path]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
-        command = [sys.executable, "-m", "streamlstm", "serve", *map(str, models)]
+        command = [sys.executable, "-P", "-m", "streamlstm", "serve", *map(str, models)]
         self._process = subprocess.Popen(
             [*command, "--bind", "tcp://127.0.0.1:0"],
             stdin=subprocess.DEVNULL,

@@ -220,6 +220,29 @@ def _lstm(tensors: dict[str, Array], prefix: str, suffix: str) -> LSTM:
     return LSTM(*(canonical(a, "pytorch") for a in (w_x, w_h, b)))
 
 
+def _could_stand_before(
+    recurrent: list[str], dense: Sequence[str], tensors: dict[str, Array]
+) -> bool:
+    """Whether some of the Linear layers might as well come before the LSTM layers.
+
+    Only where events and outputs would keep their sizes: otherwise a wrong order shows at
+    the first event.
+    """
+    if not recurrent or not dense:
+        return False
+    inputs = next((tensors[k].shape[1] for k in recurrent if "weight_ih" in k), 0)
+    units = [tensors[k].shape[-1] for k in recurrent if "weight_hh" in k][-1:]
+    blocks = [(tensors[k].shape[1], tensors[k].shape[0]) for k in dense]
+    lstm = (inputs, units[0] if units else 0)
+    ends = (lstm[0], blocks[-1][1])
+    for cut in range(1, len(blocks) + 1):
+        flow = [*blocks[:cut], lstm, *blocks[cut:]]
+        chained = all(a[1] == b[0] for a, b in pairwise(flow))
+        if chained and (flow[0][0], flow[-1][1]) == ends:
+            return True
+    return False
+
+
 def _in_flow_order(tensors: dict[str, Array], path: Path) -> dict[str, Array]:
     """Keys of a file that does not keep their order: LSTM layers first, then Linear ones.
 
@@ -238,6 +261,8 @@ def _in_flow_order(tensors: dict[str, Array], path: Path) -> dict[str, Array]:
         if all(tensors[b].shape[1] == tensors[a].shape[0] for a, b in pairwise(order))
     ]
     unclear = dense if len(dense) > MAX_CHAINED or len(chains) != 1 else []
+    if not unclear and _could_stand_before(recurrent, chains[0], tensors):
+        unclear = [*recurrent, *dense]
     prefixes = sorted({k[: RECURRENT_KEY.match(k).start("kind")] for k in recurrent})  # type: ignore[union-attr]
     if len({re.sub(r"\d+", "", prefix) for prefix in prefixes}) > 1:
         unclear = prefixes

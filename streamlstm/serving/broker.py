@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -29,7 +30,13 @@ from streamlstm.serving.table import EngineLike
 
 MESSAGES_PER_TURN_MAX: Final = 256
 PENDING_MAX: Final = 4096
-"""While so many messages wait, new ones are left in the socket."""
+"""While so many messages of all clients wait, new ones are left in the socket."""
+
+UNREAD_MAX: Final = 4
+"""Replies and notices that may lie unread, times a peer's `QueueLimits.peer_messages`.
+
+libzmq hears of what was read in steps of half its limit, so that half of this is sure.
+"""
 
 WAIT_MS: Final = 200
 """Longest sleep of an idle loop, and so the longest reaction to a signal."""
@@ -52,10 +59,11 @@ _RCVMORE: Final = zmq.RCVMORE
 
 
 def log(event: str, level: str = "info", **fields: Any) -> None:
-    """One line of JSON on stderr."""
+    """One line of JSON on stderr, if anybody still reads it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = {"time": stamp, "level": level, "event": event, **fields}
-    print(json.dumps(line, default=str), file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(json.dumps(line, default=str), file=sys.stderr, flush=True)
 
 
 class Broker:
@@ -83,10 +91,11 @@ class Broker:
         # What is a little too large still gets a reply; what is far too large, a closed connection.
         self._socket.set(zmq.MAXMSGSIZE, 2 * frame_bytes_max)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.SNDHWM, UNREAD_MAX * protocol.peer_messages)
         self._socket.set(zmq.RCVTIMEO, WAIT_MS)
         self._socket.set(zmq.LINGER, LINGER_MS)
         try:
-            _refuse_live_ipc(bind)
+            _refuse_taken_ipc(bind)
             self._socket.bind(bind)
         except (zmq.ZMQError, ServiceError) as error:
             self.close()
@@ -173,17 +182,37 @@ class Broker:
         self._protocol.receive(peer, frames, self._clock())
 
     def _send(self, replies: list[Reply]) -> None:
-        send = self._socket.send
+        send, overrun = self._socket.send, self._protocol.overrun
         for peer, message in replies:
+            if overrun and peer in overrun:
+                self._protocol.undeliverable += 1
+                continue
             try:
                 send(peer, _SNDMORE)
                 send(message, _DONTWAIT)
             except zmq.ZMQError as error:
                 if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                     raise
-                self._protocol.undeliverable += 1  # gone, or it does not read its replies
+                self._protocol.undeliverable += 1
+                if error.errno == zmq.EAGAIN:  # there, but it does not read
+                    self._protocol.cut(peer)
+                    log("overrun", level="warning", overruns=self._protocol.overruns)
+
+    def _mend(self) -> None:
+        """Tell peers that were cut, once they read again; forget those that are gone."""
+        for peer in list(self._protocol.overrun):
+            try:
+                self._socket.send(peer, _SNDMORE)
+                self._socket.send(self._protocol.overrun_notice(), _DONTWAIT)
+            except zmq.ZMQError as error:
+                if error.errno == zmq.EAGAIN:
+                    continue
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+            self._protocol.mend(peer)
 
     def _tick(self, now: float) -> None:
+        self._mend()
         before = self._protocol.evicted
         self._protocol.tick(now)
         evicted = self._protocol.evicted - before
@@ -209,15 +238,21 @@ def serve(
         engines, read_state, ttl_s=ttl_s, server=server, now=time.monotonic(), report=_Faults()
     )
     caught: list[int] = []
-    with Broker(protocol, bind) as broker:
+    brokers: list[Broker] = []
 
-        def on_signal(number: int, _: FrameType | None) -> None:
-            caught.append(number)
+    def on_signal(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        for broker in brokers:
             broker.stop()
 
-        # For the rest of the process: a second signal must not cut the first one's drain short.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
+    # Before there is a socket file to leave behind, and for the rest of the process:
+    # a second signal must not cut the first one's drain short.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    with Broker(protocol, bind) as broker:
+        brokers.append(broker)
+        if caught:
+            broker.stop()
         log(
             "listening",
             endpoint=broker.endpoint,
@@ -252,11 +287,13 @@ class _Faults:
         self._next_s, self._unlogged = now + 1.0, 0
 
 
-def _refuse_live_ipc(bind: str) -> None:
-    """libzmq silently takes an ipc path from a living server; look first."""
+def _refuse_taken_ipc(bind: str) -> None:
+    """libzmq silently takes an ipc path from a living server, and any file away; look first."""
     path = _ipc_path(bind)
     if not path or not os.path.exists(path):
         return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ServiceError("a file that is no socket is there; give another path")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)

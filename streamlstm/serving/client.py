@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
@@ -27,9 +28,7 @@ import zmq
 import zmq.asyncio
 
 from streamlstm.errors import (
-    DtypeError,
     InputError,
-    MissingInputError,
     NonFiniteError,
     RepeatedSessionError,
     SequenceError,
@@ -44,6 +43,7 @@ from streamlstm.errors import (
     ShapeError,
     StreamLSTMError,
 )
+from streamlstm.events import as_events
 from streamlstm.serving import wire
 
 Array = npt.NDArray[Any]
@@ -67,7 +67,13 @@ _ENDED: Final[tuple[tuple[type[SessionError], int], ...]] = (
     (SessionClosedError, CLOSED),
     (SessionUnknownError, CLOSED),
 )
-_NO_ANSWER: Final = (ServerTimeoutError, ServerInternalError, wire.BadMessageError)
+
+
+class _LostError(ServiceError):
+    """The connection ended while a request waited for its reply."""
+
+
+_NO_ANSWER: Final = (ServerTimeoutError, ServerInternalError, wire.BadMessageError, _LostError)
 _WHY: Final[dict[int, tuple[type[SessionError], str]]] = {
     CLOSED: (SessionClosedError, "session {name!r} is closed: open it again"),
     EVICTED: (
@@ -96,6 +102,8 @@ class RemoteModel:
     dtype: np.dtype[Any]
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
+    run_rows: int | None = None  # events of one run message at most
+    largest: tuple[float, ...] | None = None  # what each input of an event may be at most
 
     @cached_property
     def shape(self) -> tuple[int]:
@@ -107,34 +115,26 @@ class RemoteModel:
 
         Raises MissingInputError, DtypeError, ShapeError.
         """
-        if isinstance(x, Mapping):
-            x = self._by_name(x)
-        try:
-            X = np.asarray(x)
-        except ValueError as error:
-            raise ShapeError(f"the rows of an array must have one length: {error}") from None
-        if X.dtype.kind not in "iuf":
-            raise DtypeError(f"an event is real numbers, got dtype {X.dtype}")
-        if X.ndim != ndim or X.shape[-1] != len(self.inputs):
-            axes = ("rows", "inputs")[2 - ndim :]
-            raise ShapeError(
-                f"expected [{', '.join(axes)}] with {len(self.inputs)} inputs, got {X.shape}"
-            )
-        with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is refused
-            return np.ascontiguousarray(X, self.dtype)
+        return as_events(x, [name for name, _ in self.inputs], ndim, self.dtype)
 
-    def _by_name(self, x: Mapping[str, Any]) -> list[Any]:
-        names = [name for name, _ in self.inputs]
-        if x.keys() != set(names):
-            missing = [name for name in names if name not in x]
-            unknown = [name for name in x if name not in names]
-            raise MissingInputError(
-                f"an event needs the inputs {', '.join(names)}"
-                + (f"; missing: {', '.join(missing)}" if missing else "")
-                + (f"; unknown: {', '.join(map(str, unknown))}" if unknown else "")
+    def check(self, X: Array) -> None:
+        """Raise NonFiniteError as the engine would. X [rows, inputs]."""
+        largest = np.finfo(self.dtype).max if self.largest is None else np.array(self.largest)
+        good = np.abs(X) <= largest  # NaN is not
+        if not good.all():
+            row, column = np.unravel_index(int(np.argmin(good)), good.shape)
+            raise NonFiniteError(
+                f"event {row} holds {X[row, column]:g} as {self.inputs[int(column)][0]}: NaN, "
+                "infinite or too large; nothing was stepped"
             )
-        columns = [x[name] for name in names]
-        return columns if np.ndim(columns[0]) == 0 else list(np.stack(columns, axis=-1))
+
+    def pieces(self, X: Array) -> list[Array]:
+        """A run's X [rows, inputs], at least one piece, each good for one message."""
+        width = max(len(self.inputs), len(self.outputs)) * X.itemsize
+        rows = max(1, RUN_BYTES_MAX // width)
+        if self.run_rows is not None:
+            rows = min(rows, self.run_rows)
+        return [X[start : start + rows] for start in range(0, max(1, len(X)), rows)]
 
 
 @dataclass(slots=True)
@@ -190,10 +190,13 @@ class _Ledger:
         if not isinstance(error, StreamLSTMError) or isinstance(error, _NO_ANSWER):
             self.fates[rows] = UNKNOWN_FATE
 
-    def notice(self, kind: str, entries: object) -> None:
+    def notice(self, kind: object, entries: object) -> None:
         self.changes += 1
-        if kind in _NOTICES and isinstance(entries, tuple):
-            for _name, handle, epoch, _seq in entries:
+        if not isinstance(kind, str) or kind not in _NOTICES or not isinstance(entries, tuple):
+            return
+        for entry in entries:
+            with suppress(TypeError, ValueError):  # not an entry as we know it
+                _name, handle, epoch, *_ = entry
                 row = self.rows.get((handle, epoch))
                 if row is not None:
                     self.fates[row] = _NOTICES[kind]
@@ -272,12 +275,9 @@ class _Session:
 
     def _run(self, X: Any) -> Operation[Array]:
         X = self.model.numbers(X, 2)
-        if not np.isfinite(X).all():  # looked at here, because a long run goes in pieces
-            raise NonFiniteError("an event of the run holds NaN or infinity; nothing was stepped")
-        rows = max(1, RUN_BYTES_MAX // (X.shape[1] * X.itemsize))
+        self.model.check(X)  # looked at here, because a long run goes in pieces
         parts = []
-        for start in range(0, max(1, len(X)), rows):
-            piece = X[start : start + rows]
+        for piece in self.model.pieces(X):
             _, part = yield from self._ask("run", self.seq + 1, None, piece.tobytes())
             parts.append(part)
         Y = np.frombuffer(bytearray(b"".join(parts)), self.model.dtype)
@@ -296,7 +296,8 @@ class _Session:
 
     def _close(self) -> Operation[None]:
         if self._row and not self.closed:
-            yield "close", (self._handle, self.epoch)
+            with suppress(*(cls for cls, _ in _ENDED)):  # lost already: as good as closed
+                yield "close", (self._handle, self.epoch)
         self._last_seq = self.seq
         self._row = 0
         self._ledger.remove(self._handle, self.epoch)
@@ -409,6 +410,8 @@ class _ClientBase(Generic[S]):
                 np.dtype(model["dtype"]),
                 model["inputs"],
                 model["outputs"],
+                model.get("run_rows"),
+                model.get("largest"),
             )
             for model in info["models"]
         }
@@ -633,13 +636,33 @@ class AsyncRemoteSession(_Session):
 
 
 class AsyncRemoteGroup(_Group[AsyncRemoteSession]):
-    """RemoteGroup for asyncio."""
+    """RemoteGroup for asyncio; waits for its members' calls, and they for its."""
 
     _client: AsyncClient
 
+    def __init__(self, ledger: _Ledger, sessions: Sequence[AsyncRemoteSession]) -> None:
+        super().__init__(ledger, sessions)
+        # In the same order in all groups, or two that overlap could wait for each other.
+        members = sorted(self.sessions, key=lambda s: (s._handle, s.epoch))
+        self._turns = [session._turn for session in members]
+
     async def step(self, X: Any) -> Array:
         """X [n, inputs] -> [n, outputs]; all are stepped or none."""
-        return await self._client._drive(self._step(X))
+        async with _all(self._turns):
+            return await self._client._drive(self._step(X))
+
+
+@asynccontextmanager
+async def _all(turns: Sequence[asyncio.Lock]) -> AsyncIterator[None]:
+    held = 0
+    try:
+        for turn in turns:
+            await turn.acquire()
+            held += 1
+        yield
+    finally:
+        for turn in turns[:held]:
+            turn.release()
 
 
 class AsyncClient(_ClientBase[AsyncRemoteSession]):
@@ -698,6 +721,7 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
         if self._socket is not None:
             self._socket.close(linger=0)
             self._socket = None
+        self._fail(_LostError("this client was closed before the answer came"))
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -727,7 +751,7 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
 
     async def _exchange(self, op: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
         async with self._credit:
-            if self._socket is None:
+            if self._socket is None or self._reader is None or self._reader.done():
                 raise ServiceError("this client is not connected: use it in an async with block")
             self._ident = ident = self._ident + 1
             message = self._encode(op, ident, fields)
@@ -746,23 +770,30 @@ class AsyncClient(_ClientBase[AsyncRemoteSession]):
         return reply[3:]
 
     async def _read(self, sock: zmq.asyncio.Socket) -> None:
-        while True:
-            frame = await sock.recv()
-            try:
-                message = self._decode(frame)
-                error = self._noted(message)
-            except wire.BadMessageError as bad:
-                self._fail(bad)
-                continue
-            future = self._waiting.get(message[2])
-            if future is None or future.done():
-                continue
-            if error is None:
-                future.set_result(message)
-            else:
-                future.set_exception(error)
+        try:
+            while True:
+                frame = await sock.recv()
+                try:
+                    self._take(frame)
+                except wire.BadMessageError as bad:
+                    self._fail(bad)
+                except Exception as error:
+                    self._fail(wire.BadMessageError(f"a reply can't be read: {error}"))
+        finally:
+            self._fail(_LostError(f"nothing more comes from {self.address}: connect anew"))
 
-    def _fail(self, error: wire.BadMessageError) -> None:
+    def _take(self, frame: bytes) -> None:
+        message = self._decode(frame)
+        error = self._noted(message)
+        future = self._waiting.get(message[2])
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(message)
+        else:
+            future.set_exception(error)
+
+    def _fail(self, error: ServiceError) -> None:
         """A reply that can't be read could be anyone's: all that wait are told."""
         for future in self._waiting.values():
             if not future.done():

@@ -45,7 +45,6 @@ from streamlstm.serving.table import (
     Array,
     Bulk,
     EngineLike,
-    ModelLike,
     Peer,
     SessionLike,
     SessionTable,
@@ -59,6 +58,7 @@ EVICTIONS_PER_TICK_MAX: Final = 4096
 BULKS_OF_A_PEER_MAX: Final = 16
 _ROW_MASK: Final = (1 << HANDLE_BITS) - 1
 _ALWAYS_ANSWERED: Final = frozenset({"hello", "stats"})
+_OWN_FAULT: Final = "the server failed at {doing} by its own fault; its log says more"
 STATE_OVERHEAD_BYTES_MAX: Final = 4096
 """How much longer than its numbers a saved state may be."""
 
@@ -71,9 +71,8 @@ class ServerState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait; beyond it a message is answered BUSY and not stepped."""
+    """How much of one peer may wait; beyond it a message is answered BUSY and not stepped."""
 
-    messages: int = 16384
     peer_messages: int = 1024
     peer_bytes: int = 32 << 20
 
@@ -122,6 +121,8 @@ class ServerProtocol:
         self.state = ServerState.RUNNING
         self.pending = 0
         self.undeliverable = 0  # counted by whoever sends
+        self.overrun: set[bytes] = set()  # peers with too many replies unread
+        self.overruns = 0
         self._limits = limits or wire.Limits()
         self._queue = queue or QueueLimits()
         self._decode = wire.Decoder(self._limits).request
@@ -155,6 +156,9 @@ class ServerProtocol:
     def receive(self, peer: bytes, frames: Sequence[bytes], now: float) -> None:
         """Take one message; refusals that need no engine are answered by the next `step`."""
         self._messages += 1
+        if self.overrun and peer in self.overrun:
+            self.undeliverable += 1  # a reply could not leave, so nothing is done
+            return
         ident: wire.Ident = None
         try:
             op, ident, fields = self._decode(frames)
@@ -178,6 +182,9 @@ class ServerProtocol:
             self._refuse(peer, error.ident, error)
         except StreamLSTMError as error:
             self._refuse(peer, ident, error)
+        except Exception as error:
+            self._fault("receive", error)
+            self._refuse(peer, ident, ServerInternalError(_OWN_FAULT.format(doing="this message")))
 
     def step(self, now: float) -> list[Reply]:
         """Take the next round: one batched engine step for each model, then everything's replies.
@@ -215,6 +222,28 @@ class ServerProtocol:
                     self._notify(peer, "evicted", entries[start : start + NOTICE_SESSIONS_MAX])
                 self._forget_if_done(peer)
 
+    def cut(self, address: bytes) -> None:
+        """A peer's reply found no room: drop what it has here undone, until `mend`.
+
+        Its sessions stay. A reply was lost already; later ones must not hide that.
+        """
+        self.overrun.add(address)
+        self.overruns += 1
+        for number, requests in enumerate(self._rounds):
+            dropped = [request for request in requests if request.peer.address == address]
+            if dropped:
+                self._rounds[number] = [r for r in requests if r.peer.address != address]
+                self.undeliverable += len(dropped)
+                for request in dropped:
+                    self._done(request)
+
+    def mend(self, address: bytes) -> None:
+        """A peer that was cut is gone, or reads again and was told."""
+        self.overrun.discard(address)
+
+    def overrun_notice(self) -> bytes:
+        return self._encoder.notice("overrun", [])
+
     def drain(self) -> None:
         """Refuse new work and tell the owners; then `step` while `pending`, and `stop`."""
         if self.state is ServerState.RUNNING:
@@ -228,6 +257,11 @@ class ServerProtocol:
         self.state = ServerState.STOPPED
 
     @property
+    def peer_messages(self) -> int:
+        """Messages of one peer that may wait."""
+        return self._queue.peer_messages
+
+    @property
     def evicted(self) -> int:
         """Sessions evicted so far."""
         return sum(table.counters.evicted for table in self.tables)
@@ -236,13 +270,9 @@ class ServerProtocol:
 
     def _admit(self, peer: Peer, size: int) -> None:
         queue = self._queue
-        if (
-            self.pending >= queue.messages
-            or peer.pending >= queue.peer_messages
-            or peer.pending_bytes + size > queue.peer_bytes
-        ):
+        if peer.pending >= queue.peer_messages or peer.pending_bytes + size > queue.peer_bytes:
             raise ServerBusyError(
-                f"{peer.pending} messages of this client wait ({self.pending} of all): "
+                f"{peer.pending} messages of this client wait: "
                 "the event was not stepped, send it again later"
             )
 
@@ -313,8 +343,9 @@ class ServerProtocol:
         number = self._round
         if name in table.engine:  # it waits for that session's messages
             row = table.engine[name].handle
-            number = max(number, table.row_rounds[row] + 1)
-            table.row_rounds[row] = number
+            if row < len(table.sessions):  # else opened before there was a server
+                number = max(number, table.row_rounds[row] + 1)
+                table.row_rounds[row] = number
         self._schedule(request, number)
 
     def _table(self, index: int) -> SessionTable:
@@ -354,7 +385,7 @@ class ServerProtocol:
         peer.pending -= 1
         peer.pending_bytes -= request.size
         self.pending -= 1
-        if not peer.pending and not peer.sessions:
+        if not peer.sessions:
             self._forget_if_done(peer)
 
     def _forget_if_done(self, peer: Peer) -> None:
@@ -368,9 +399,7 @@ class ServerProtocol:
     def _reply_error(self, request: _Request, error: Exception) -> None:
         if not isinstance(error, StreamLSTMError):
             self._fault(request.op, error)
-            error = ServerInternalError(
-                f"the server failed at {request.op} by its own fault; its log says more"
-            )
+            error = ServerInternalError(_OWN_FAULT.format(doing=request.op))
         self._refuse(request.peer.address, request.ident, error, **_details(error))
         self._done(request)
 
@@ -455,8 +484,8 @@ class ServerProtocol:
         assert table is not None
         _, _, seq, _, x = request.fields
         try:
-            if seq is not None and seq != session.seq + 1:
-                raise _WrongSeqError(seq, session.seq + 1)
+            if seq != session.seq + 1:
+                _check_seq(session, seq)
             if type(x) is not bytes or len(x) != table.event_size:
                 x = wire.event_bytes(x, table.dtype, table.inputs)
             table.x_bytes[:] = x
@@ -502,7 +531,7 @@ class ServerProtocol:
             {
                 "server": self._server,
                 "versions": [wire.VERSION],
-                "models": [_describe(table.model) for table in self.tables],
+                "models": [_describe(table) for table in self.tables],
                 "limits": {
                     "frame_bytes": self._limits.frame_bytes,
                     "name_bytes": self._limits.name_bytes,
@@ -549,6 +578,11 @@ class ServerProtocol:
         assert table is not None
         _check_seq(session, request.fields[2])
         X = wire.matrix(request.fields[4], table.dtype, table.inputs)
+        if len(X) > table.run_rows:
+            raise ShapeError(
+                f"a run has {len(X)} events; model {table.name!r} takes {table.run_rows} in one "
+                "message (run_rows): send it in pieces"
+            )
         Y = session.run(X)
         self._count(table, len(X))
         return self._encoder.ok(request.ident, session.seq, Y.tobytes())
@@ -595,6 +629,7 @@ class ServerProtocol:
             "messages": self._messages,
             "replies": self._replies,
             "undeliverable": self.undeliverable,
+            "overruns": self.overruns,
             "errors": dict(self._errors),
             "models": {
                 table.name: {
@@ -629,11 +664,15 @@ def _check_seq(session: SessionLike, given: int | None) -> None:
         raise _WrongSeqError(given, session.seq + 1)
 
 
-def _describe(model: ModelLike) -> dict[str, Any]:
+def _describe(table: SessionTable) -> dict[str, Any]:
+    model = table.model
+    largest = getattr(table.engine, "largest_event", None)
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "dtype": np.dtype(model.dtype).name,
         "inputs": [[feature.name, feature.unit] for feature in model.inputs],
         "outputs": [[feature.name, feature.unit] for feature in model.outputs],
+        "run_rows": table.run_rows,
+        "largest": None if largest is None else [float(number) for number in largest],
     }

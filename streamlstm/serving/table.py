@@ -21,6 +21,9 @@ Array = npt.NDArray[Any]
 HANDLE_BITS: Final = 32
 """A wire handle is ``model index << 32 | engine handle``; clients must not look inside."""
 
+RUN_WORK_MAX: Final = 200_000_000
+"""Parameters times rows of one run: some 0.1 s in which nobody else is served."""
+
 
 # What the service needs of an engine. streamlstm.engine has it, and so has the tests' fake one.
 
@@ -45,6 +48,8 @@ class ModelLike(Protocol):
     def outputs(self) -> tuple[FeatureLike, ...]: ...
     @property
     def state_size(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
 
 
 class SessionLike(Protocol):
@@ -153,6 +158,7 @@ class SessionTable:
     dtype: np.dtype[Any] = field(init=False)
     inputs: int = field(init=False)
     event_size: int = field(init=False)  # bytes
+    run_rows: int = field(init=False)  # of one run at most
     x: Array = field(init=False)  # one event and its output, and their bytes
     y: Array = field(init=False)
     x_bytes: Any = field(init=False)
@@ -166,6 +172,8 @@ class SessionTable:
         self.dtype = np.dtype(self.model.dtype)
         self.inputs = len(self.model.inputs)
         self.event_size = self.inputs * self.dtype.itemsize
+        # A step multiplies and adds about as often as the model has parameters.
+        self.run_rows = max(1, RUN_WORK_MAX // self.model.parameters)
         self.x = np.zeros(self.inputs, self.dtype)
         self.y = np.zeros(len(self.model.outputs), self.dtype)
         self.x_bytes, self.y_bytes = self.x.data.cast("B"), self.y.data.cast("B")
@@ -215,7 +223,9 @@ class SessionTable:
         if len(rows) and int(rows.max()) >= len(self.owners):
             index = int(np.argmax(rows >= len(self.owners)))
         else:
+            # A peer that has nothing has number 0, as rows that nobody has.
             good = (self.owners[rows] == peer.number) & (self.epochs[rows] == epochs)
+            good &= peer.number > 0
             if good.all():
                 return
             index = int(np.argmin(good))

@@ -317,7 +317,10 @@ class Decoder:
         return op, ident, fields
 
     def reply(self, frame: bytes) -> tuple[Any, ...]:
-        """Decode a reply or notice to its items; at least (version, status, id, one more)."""
+        """Decode a reply or notice to its items: (version, status, id, ...), nothing checked after.
+
+        Raises BadMessageError.
+        """
         message = self._message(frame)
         if len(message) < 3 or message[0] != VERSION or type(message[1]) is not str:
             raise BadMessageError(f"the server's reply is not one of protocol version {VERSION}")

@@ -33,9 +33,10 @@ class Feature:
 class Model:
     dtype = np.dtype(np.float32)
 
-    def __init__(self, name: str = "fold", inputs: int = 2) -> None:
+    def __init__(self, name: str = "fold", inputs: int = 2, parameters: int = 6) -> None:
         self.name = name
         self.fingerprint = f"{name}-{inputs}"
+        self.parameters = parameters
         self.inputs = tuple(Feature(f"x{i}", "m") for i in range(inputs))
         self.outputs = tuple(Feature(f"y{i}") for i in range(inputs))
         self.state_size = inputs
@@ -123,6 +124,7 @@ class Group:
 
 class Engine:
     state_bytes = 0
+    largest_event: Any = None
 
     def __init__(self, model: Model | None = None, max_sessions: int = 1000) -> None:
         self.model = model or Model()

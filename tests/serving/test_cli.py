@@ -88,6 +88,46 @@ def test_stream_over_a_server(server: Server, want: Any) -> None:
     np.testing.assert_allclose(numbers(done.stdout), want, rtol=1e-5)
 
 
+def test_a_stream_that_ends_early_leaves_no_session(server: Server) -> None:
+    argv = ["stream", "pump", "--connect", server.address]
+    assert run(*argv, stdin=ROWS[0] + "\n1,2,x\n").returncode == 1
+    with subprocess.Popen(
+        [sys.executable, "-m", "streamlstm", *argv],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(ROWS[0] + "\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        child.stdout.readline()
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(timeout=20) == 130
+    assert run(*argv, stdin=ROWS[0]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (b"1,2,\xff", "line 2: column speed holds '\\udcff', expected a number"),
+        (b"1,2," + b"3" * 200_000, "line 2: field larger than field limit (131072)"),
+    ],
+)
+def test_rows_that_are_no_csv(model_path: Path, tmp_path: Path, row: bytes, sentence: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(ROWS[0].encode() + b"\n" + row + b"\n")
+    argv = [sys.executable, "-m", "streamlstm", "stream", str(model_path)]
+    for more, stdin in (([str(path)], b""), ([], path.read_bytes())):
+        done = subprocess.run(
+            [*argv, *more], input=stdin, capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 1
+        assert done.stderr.decode().startswith(f"streamlstm: {sentence}")
+        assert done.stderr.count(b"\n") == 1
+
+
 def test_stream_answers_each_line_at_once(model_path: Path) -> None:
     argv = [sys.executable, "-m", "streamlstm", "stream", str(model_path)]
     with subprocess.Popen(

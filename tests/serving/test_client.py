@@ -193,6 +193,14 @@ def test_asyncio(server: Server, embedded: Callable[[], Any]) -> None:
             assert (await client.step(sessions[:3], X[:3])).shape == (3, 2)
             a = sessions[0]
             assert a.seq == 42
+            group, other = client.group(sessions), client.group(sessions[10:][::-1])
+            await asyncio.gather(
+                *(g.step(np.zeros((len(g), 3))) for _ in range(5) for g in (group, other)),
+                *(s.step(X[0]) for s in sessions),
+            )
+            assert group.seqs.tolist() == [
+                40 + (2 if i < 3 else 1) + (6 if i < 10 else 11) for i in range(20)
+            ]
             kept = await a.state()
             y = await a.run(X)
             await a.restore(kept)

@@ -15,7 +15,7 @@ import zmq
 import streamlstm as sl
 from streamlstm import errors
 
-HELLO = {
+HELLO: dict[str, Any] = {
     "models": [
         {
             "name": "fold",
@@ -51,6 +51,7 @@ class Puppet:
             "open": [5, 1, 0, "fold"],
             "step": [fields[2] if len(fields) > 2 else 0, Y],
             "steps": [np.ones(2, "<i8").tobytes(), Y + Y],
+            "run": [fields[2] + len(fields[4]) // 4 - 1, fields[4]] if op == "run" else [],
             "close": [0],
             "stats": [{}],
         }[op]
@@ -156,6 +157,49 @@ def test_a_reply_with_too_few_values(puppet: Puppet, client: sl.Client) -> None:
         session.step([1])
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [["pump", 5, 1, 0, "more"]],
+        [["pump"], 3, None, [{}, {}, {}, {}], ["pump", 5, 1, 0]],
+    ],
+)
+def test_a_notice_with_unknown_items(puppet: Puppet, client: sl.Client, entries: Any) -> None:
+    session = client.open("pump")
+    puppet.answers = lambda request: [
+        [1, "notice", None, {}, []],
+        [1, "notice", None, "evicted", entries, "more"],
+        *puppet.usual(request),
+    ]
+    assert client.stats() == {}
+    assert session.closed
+
+
+def test_what_the_model_takes(puppet: Puppet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HELLO["models"][0], "run_rows", 2)
+    monkeypatch.setitem(HELLO["models"][0], "largest", [10.0])
+    with sl.Client(puppet.address, timeout_s=20) as client:
+        session = client.open("pump")
+        assert session.step(3.0).tolist() == [1]  # one input: a bare number will do
+        sent = len(puppet.seen)
+        np.testing.assert_array_equal(session.run(np.full((5, 1), 10)), np.full((5, 1), 10))
+        assert session.seq == 6
+        assert [len(request[7]) for request in puppet.seen[sent:]] == [8, 8, 4]
+        for bad in (10.5, -11, np.nan, np.inf):
+            with pytest.raises(errors.NonFiniteError, match="event 4 holds"):
+                session.run([[1], [2], [3], [4], [bad]])
+        assert len(puppet.seen) == sent + 3
+
+
+@pytest.mark.parametrize("code", ["SESSION_CLOSED", "FENCED", "EVICTED", "SESSION_UNKNOWN"])
+def test_closing_what_is_lost_is_harmless(puppet: Puppet, client: sl.Client, code: str) -> None:
+    session = client.open("pump")
+    puppet.answers = lambda request: [[1, "error", request[2], code, "because", {}]]
+    session.close()
+    session.close()
+    assert session.closed
+
+
 @pytest.mark.parametrize("code", ["BUSY", "STOPPING", "SHAPE", "SEQUENCE", "PROTOCOL"])
 def test_a_refusal_changes_nothing(puppet: Puppet, client: sl.Client, code: str) -> None:
     session = client.open("pump")
@@ -237,5 +281,48 @@ def test_asyncio_time_outs_and_cancelling(puppet: Puppet) -> None:
                 with pytest.raises(errors.SequenceError, match="resume=True"):
                     await session.step([1])
             assert await client.stats() == {}
+
+    asyncio.run(scenario())
+
+
+def test_asyncio_survives_strange_messages(puppet: Puppet) -> None:
+    async def scenario() -> None:
+        async with sl.AsyncClient(puppet.address, timeout_s=20) as client:
+            session = await client.open("pump")
+            puppet.answers = lambda request: [
+                [1, "notice", None, "evicted", [["pump", 5, 1, 0, "more"], [{}, {}, {}, {}]]],
+                *puppet.usual(request),
+            ]
+            assert await client.stats() == {}
+            assert session.closed
+            puppet.answers = lambda _: [[1, "ok", {}, {}]]
+            with pytest.raises(errors.ProtocolError, match="can't be read"):
+                await client.stats()
+            puppet.answers = puppet.usual
+            assert await client.stats() == {}
+
+    asyncio.run(scenario())
+
+
+def test_asyncio_closing_tells_those_who_wait(puppet: Puppet) -> None:
+    async def scenario() -> None:
+        client = sl.AsyncClient(puppet.address, timeout_s=100)
+        await client.connect()
+        asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        session = await client.open("pump")
+
+        def silent(_: list[Any]) -> list[Any]:
+            loop.call_soon_threadsafe(asked.set)
+            return []
+
+        puppet.answers = silent
+        waiting = asyncio.create_task(session.step([1]))
+        await asked.wait()
+        await client.close()
+        with pytest.raises(errors.ServiceError, match="nothing more comes"):
+            await waiting
+        with pytest.raises(errors.SequenceError):  # it may have been done
+            await session.step([1])
 
     asyncio.run(scenario())

@@ -294,18 +294,85 @@ def test_what_waits_is_not_evicted() -> None:
 
 
 def test_busy() -> None:
-    talk = Talk(queue=QueueLimits(messages=4, peer_messages=3))
+    talk = Talk(queue=QueueLimits(peer_messages=3))
     a, b = talk.open("a"), talk.open("b", peer=b"B")
     for i in range(5):
         talk.send("step", i, *a, i + 1, None, [1, 1])
-    for i in range(3):
-        talk.send("step", i, *b, i + 1, None, [1, 1], peer=b"B")
+    talk.send("step", 0, *b, 1, None, [1, 1], peer=b"B")
     assert talk.protocol.pending == 4
     got = talk.settle()
     assert [events([r])[0] for r in got if r[0] == b"A"] == ["BUSY", "BUSY", 0, 1, 2]
-    assert [events([r])[0] for r in got if r[0] == b"B"] == ["BUSY", "BUSY", 0]
+    assert [events([r])[0] for r in got if r[0] == b"B"] == [0]
     assert talk.engines[0].seqs == [3, 1]
     assert talk.ask("step", 9, *a, 4, None, [1, 1])[0] == "ok"
+
+
+def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
+    talk = Talk()
+    a, b = talk.open("a"), talk.open("b", peer=b"B")
+    for i in range(3):
+        talk.send("step", i, *a, i + 1, None, [1, 1])
+    talk.send("step", "b", *b, 1, None, [1, 1], peer=b"B")
+    assert events(talk.step()) == [0, "b"]
+    talk.protocol.cut(b"A")
+    talk.send("step", 3, *a, 2, None, [1, 1])
+    talk.protocol.receive(b"A", [b"hostile"], 0.0)
+    assert talk.protocol.pending == 0
+    assert talk.settle() == []
+    stats = talk.protocol.stats(0)
+    assert (stats["overruns"], stats["undeliverable"], stats["clients"]) == (1, 4, 2)
+    assert talk.engines[0].seqs == [1, 1]
+    talk.protocol.mend(b"A")
+    assert talk.ask("step", 4, *a, 2, None, [1, 1])[2] == 2  # the sessions stayed
+    talk.protocol.cut(b"A")
+    talk.send("open", 5, "a", None, True, peer=b"B")
+    assert talk.settle()[-1] == (b"B", ["ok", 5, a[0], a[1] + 1, 2, "fold"])
+
+
+def test_a_run_is_bounded() -> None:
+    talk = Talk(Engine(Model(parameters=100_000_000)))
+    assert talk.ask("hello", 1, {})[2]["models"][0]["run_rows"] == 2
+    a = talk.open("a")
+    reply = talk.ask("run", 1, *a, 1, None, [[1, 1]] * 3)
+    assert reply[2] == "SHAPE"
+    assert "takes 2 in one message (run_rows)" in reply[3]
+    assert talk.ask("run", 2, *a, 1, None, [[1, 1]] * 2)[2] == 2
+
+
+def test_hello_tells_the_largest_event() -> None:
+    engine = Engine()
+    assert Talk(engine).ask("hello", 1, {})[2]["models"][0]["largest"] is None
+    engine.largest_event = np.array([1.5, 2], np.float32)
+    assert Talk(engine).ask("hello", 1, {})[2]["models"][0]["largest"] == [1.5, 2.0]
+
+
+def test_who_lost_everything_is_told_why() -> None:
+    talk = Talk(ttl_s=10)
+    a, b = talk.open("a"), talk.open("b")
+    talk.protocol.tick(100.0)
+    talk.settle()
+    assert talk.code("step", 1, *a, 1, None, [1, 1]) == "EVICTED"
+    assert talk.code(*bulk([a[0], b[0]], [a[1], b[1]], [[1, 1], [1, 1]])) == "EVICTED"
+
+
+def test_sessions_from_before_the_service_can_be_taken_over() -> None:
+    engine = Engine()
+    for i in range(100):
+        engine.open(f"s{i}")
+    talk = Talk(engine)
+    handle, epoch = talk.open("s99", resume=True)
+    assert talk.ask("step", 1, handle, epoch, 1, None, [1, 1])[0] == "ok"
+
+
+def test_a_fault_while_receiving_is_answered() -> None:
+    class Broken(Engine):
+        def __contains__(self, name: object) -> bool:
+            raise RuntimeError("secret")
+
+    faults: list[str] = []
+    talk = Talk(Broken(), report=lambda doing, _: faults.append(doing))
+    assert talk.ask("open", 1, "a", None, False)[2] == "INTERNAL"
+    assert faults == ["receive"]
 
 
 def test_bytes_of_a_peer_are_bounded() -> None:

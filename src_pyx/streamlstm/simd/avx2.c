@@ -1,9 +1,19 @@
 /* The fused kernel for AVX2 with FMA. */
+#include <stdint.h>
+#include <string.h>
+
 #include "kernel.h"
 
 #ifdef __x86_64__
-#pragma GCC target("avx2,fma")
 #include <immintrin.h>
+
+/* Only what stands between push and pop may use the target's instructions. */
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
 
 #define VL 8
 #define ROWS 3
@@ -12,9 +22,14 @@
 #define MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define KERNEL kernel_avx2
-#define NAME "avx2"
 #define ARITHMETIC "f32-fma-1"
 #include "fused.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 
 const fused_kernel *streamlstm_kernel_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNEL : 0;

@@ -1,9 +1,19 @@
 /* The fused kernel for AVX-512. */
+#include <stdint.h>
+#include <string.h>
+
 #include "kernel.h"
 
 #ifdef __x86_64__
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
 #include <immintrin.h>
+
+/* Only what stands between push and pop may use the target's instructions. */
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
+#endif
 
 #define VL 16
 #define ROWS 6
@@ -12,9 +22,14 @@
 #define MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define KERNEL kernel_avx512
-#define NAME "avx512"
 #define ARITHMETIC "f32-fma-1"
 #include "fused.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 
 const fused_kernel *streamlstm_kernel_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

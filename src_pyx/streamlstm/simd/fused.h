@@ -4,17 +4,12 @@
  *   SPLAT(s)       s in all lanes
  *   MULADD(a,b,c)  a b + c, fused or not: this names the arithmetic class
  *   MAX(a,b) MIN(a,b)  b where a lane is NaN
- *   KERNEL, NAME, ARITHMETIC
+ *   KERNEL, ARITHMETIC
  *
  * A tile is R streams x P panels of G vectors. After the loop over k the four vectors
  * of a stream's panel ARE its i, f, g, o for VL units, so the activations and the
  * update of c and h happen there and no gate buffer exists.
  */
-#include <stdint.h>
-#include <string.h>
-
-#include "kernel.h"
-
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef float vf_any __attribute__((vector_size(4 * VL), aligned(4), may_alias));
@@ -30,8 +25,7 @@ ALWAYS void store(float *p, vf a) { *(vf_any *)p = (vf_any)a; }
  * e^y = s (1 + p): y = n ln2 + r, |r| <= ln2 / 2, s = 2^n, p = e^r - 1 = r + r^2 q(r).
  * q is the polynomial of degree 4 that makes the largest error of p, relative to r, smallest
  * on that interval (bench/fit_exp.py: 1.3e-8). Arguments are clamped to where s and 1 + e^y
- * stay normal numbers;
- * NaN passes through. ln2 is split so that n * LN2_HIGH is exact.
+ * stay normal numbers; NaN passes through. ln2 is split so that n * LN2_HIGH is exact.
  */
 #define EXP_MAX 87.0f
 #define LN2_HIGH 0.693145751953125f
@@ -336,4 +330,4 @@ static void apply(int function, ptrdiff_t n, const float *x, float *y) {
     }
 }
 
-static const fused_kernel KERNEL = {NAME, ARITHMETIC, VL, lstm, dense, apply};
+static const fused_kernel KERNEL = {ARITHMETIC, VL, lstm, dense, apply};

@@ -21,7 +21,6 @@ typedef struct {
 } fused_layer;
 
 typedef struct {
-    const char *name;
     const char *arithmetic; /* kernels of one class give the same bits */
     int lanes;
     /* T steps of n streams: x [n, T, inputs] -> out [n, T, units]; h and c in `rows`
@@ -40,13 +39,14 @@ const fused_kernel *streamlstm_kernel_avx2(void);
 const fused_kernel *streamlstm_kernel_portable(void);
 
 /* Denormals cost a hundred cycles each and mean nothing here: they are flushed while a
- * network runs, and the caller's mode is put back. */
+ * network runs. Rounding is to nearest and no exception is trapped, whatever the caller
+ * had set; the caller's mode is put back. */
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 typedef unsigned int float_mode;
 static inline float_mode flush_denormals(void) {
     float_mode old = _mm_getcsr();
-    _mm_setcsr(old | 0x8040); /* FTZ and DAZ */
+    _mm_setcsr(0x1F80 | 0x8040); /* the default, with FTZ and DAZ */
     return old;
 }
 static inline void restore_float_mode(float_mode old) { _mm_setcsr(old); }
@@ -55,7 +55,7 @@ typedef unsigned long float_mode;
 static inline float_mode flush_denormals(void) {
     float_mode old;
     __asm__ volatile("mrs %0, fpcr" : "=r"(old));
-    __asm__ volatile("msr fpcr, %0" : : "r"(old | 1ul << 24)); /* FZ */
+    __asm__ volatile("msr fpcr, %0" : : "r"(1ul << 24)); /* the default, with FZ */
     return old;
 }
 static inline void restore_float_mode(float_mode old) {

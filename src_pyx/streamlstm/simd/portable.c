@@ -1,5 +1,8 @@
 /* The fused kernel in plain vector extensions: any CPU, products rounded before they
  * are added (-ffp-contract=off), and so an arithmetic class of its own. */
+#include <stdint.h>
+#include <string.h>
+
 #include "kernel.h"
 
 #define VL 4
@@ -9,10 +12,7 @@
 #define MAX(a, b) choose((a) > (b), a, b)
 #define MIN(a, b) choose((a) < (b), a, b)
 #define KERNEL kernel_portable
-#define NAME "portable"
 #define ARITHMETIC "f32-muladd-1"
-
-#include <stdint.h>
 
 typedef float vf_ __attribute__((vector_size(16)));
 typedef int32_t vi_ __attribute__((vector_size(16)));

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ def f4(*numbers: float) -> bytes:
     return struct.pack(f"<{len(numbers)}f", *numbers)
 
 
-def sentence(code: str) -> str:
-    """Sentences are for people and may change: vectors hold the code only."""
-    return f"<{code}>"
+def refused(ident: Any, code: str, **details: Any) -> dict[str, Any]:
+    return {"error": [msgpack.packb(ident).hex(), code, details]}
 
 
 def exchanges() -> list[dict[str, Any]]:
@@ -43,9 +43,13 @@ def exchanges() -> list[dict[str, Any]]:
         ]
         made.append({"about": about, "peer": peer, "request": frame.hex(), "replies": answers})
 
-    def refused(ident: Any, code: str, **details: Any) -> dict[str, Any]:
-        return {"error": [msgpack.packb(ident).hex(), code, details]}
+    for part in (one_session, refused_steps_and_a_run, bulk, state_and_owners, refusals):
+        part(add)
+    return made
 
+
+def one_session(add: Callable[..., None]) -> None:
+    """A session, its steps, and the kinds of id and payload."""
     add("open a new session", [1, "open", 1, "pump-17", None, False], [1, "ok", 1, 0, 1, 0, "fold"])
     add("its name is taken", [1, "open", 2, "pump-17", None, False], refused(2, "SESSION_EXISTS"))
     add("step", [1, "step", 3, 0, 1, 1, None, f4(4, 8)], [1, "ok", 3, 1, f4(4, 8)])
@@ -64,6 +68,10 @@ def exchanges() -> list[dict[str, Any]]:
         [1, "step", b"\x00\xff", 0, 1, 4, None, [0, 0]],
         [1, "ok", b"\x00\xff", 4, f4(1.25, 2)],
     )
+
+
+def refused_steps_and_a_run(add: Callable[..., None]) -> None:
+    """Steps that are refused change nothing."""
     add(
         "a seq that is not the next",
         [1, "step", 6, 0, 1, 9, None, f4(1, 1)],
@@ -78,6 +86,10 @@ def exchanges() -> list[dict[str, Any]]:
         [1, "run", 9, 0, 1, 5, None, f4(0, 0, 8, 8)],
         [1, "ok", 9, 6, f4(0.625, 1, 8.3125, 8.5)],
     )
+
+
+def bulk(add: Callable[..., None]) -> None:
+    """One event each for two sessions."""
     add(
         "a second session", [1, "open", 10, "pump-18", "fold", True], [1, "ok", 10, 1, 1, 0, "fold"]
     )
@@ -110,6 +122,10 @@ def exchanges() -> list[dict[str, Any]]:
         [1, "steps", 14, [0, 1], [1, 1], [9, 9], None, [[0, 0], [0, 0]]],
         refused(14, "SEQUENCE", expected=3, index=1),
     )
+
+
+def state_and_owners(add: Callable[..., None]) -> None:
+    """State, take-over and close."""
     add("state", [1, "state", 15, 1, 1], [1, "ok", 15, 2, b"fold" + f4(0.5, 0.5)])
     add("reset", [1, "reset", 16, 1, 1], [1, "ok", 16, 2])
     add("restore", [1, "restore", 17, 1, 1, b"fold" + f4(0.5, 0.5)], [1, "ok", 17, 2])
@@ -138,13 +154,16 @@ def exchanges() -> list[dict[str, Any]]:
         refused(23, "SESSION_CLOSED"),
         peer="B",
     )
+
+
+def refusals(add: Callable[..., None]) -> None:
+    """What no session is asked for."""
     add("a session that never was", [1, "close", 24, 7, 1], refused(24, "SESSION_UNKNOWN"))
     add("no such model", [1, "open", 25, "x", "no such", False], refused(25, "MODEL"))
     add("another version", [2, "stats", 26], refused(26, "PROTOCOL"))
     add("no such operation", [1, "dance", 27], refused(27, "PROTOCOL"))
     add("a field too few", [1, "close", CORNER, 0], refused(CORNER, "PROTOCOL"))
     add("a truncated message", msgpack.packb([1, "stats", 28])[:-2], refused(None, "PROTOCOL"))
-    return made
 
 
 def main() -> None:

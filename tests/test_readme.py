@@ -1,0 +1,55 @@
+"""The README's examples run as they stand, but for the file's ending and the port."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import streamlstm as sl
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+EMBEDDED, CLIENT = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a state dict as the example's comment describes it."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
+
+    lstm = {"weight_ih_l0": (128, 2), "weight_hh_l0": (128, 32), "bias_ih_l0": (128,)}
+    tensors = {f"lstm.{name}": weights(*shape) for name, shape in lstm.items()}
+    tensors |= {"lstm.bias_hh_l0": weights(128)}
+    tensors |= {"head.weight": weights(1, 32), "head.bias": weights(1)}
+    save_file(tensors, tmp_path / "trained.safetensors")
+    return tmp_path
+
+
+def test_the_embedded_example_then_the_client_example(folder, capsys):
+    exec(EMBEDDED.replace("trained.pt", "trained.safetensors"), {})
+    assert sl.load("pump.safetensors").name == "pump"
+    argv = [sys.executable, "-P", "-m", "streamlstm", "serve", "pump.safetensors"]
+    server = subprocess.Popen(
+        [*argv, "--bind", "tcp://127.0.0.1:0"], stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    try:
+        assert server.stderr is not None
+        address = re.search(r'"endpoint": "(.*?)"', server.stderr.readline())
+        assert address
+        example = CLIENT.replace("tcp://127.0.0.1:5555", address[1])
+        for _ in range(2):  # it may be run again
+            exec(example, {})
+        assert capsys.readouterr().out.split() == ["513", "1026"]
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+    assert server.returncode == 143
