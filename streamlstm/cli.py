@@ -247,7 +247,9 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
 def _source(path: str) -> TextIO:
     """A CSV file, or stdin for "-"; bytes that are not UTF-8 are no number, and so refused."""
     file = sys.stdin.fileno() if path == "-" else path
-    return open(file, newline="", encoding="utf-8", errors="surrogateescape", closefd=path != "-")
+    return open(
+        file, newline="", encoding="utf-8-sig", errors="surrogateescape", closefd=path != "-"
+    )
 
 
 def _rows(source: Iterable[str], inputs: list[str]) -> Iterator[tuple[int, list[str]]]:

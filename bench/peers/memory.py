@@ -76,7 +76,8 @@ def counted(folder: Path, steps: int) -> int:
     """Calls of malloc, calloc and realloc, Python's objects included, in so many steps."""
     library = compiled("malloc_count.c", folder)
     env = os.environ | {"LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc"}
-    child = [sys.executable, __file__, str(steps)]
+    env["PYTHONPATH"] = str(Path(__file__).parents[1])
+    child = [sys.executable, "-m", "peers.memory", str(steps)]
     return int(subprocess.run(child, env=env, check=True, capture_output=True).stdout)
 
 

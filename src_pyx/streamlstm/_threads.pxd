@@ -21,19 +21,20 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_destroy(pthread_cond_t*)
 
 
-# One micro-batch, shared by the threads.
+# One micro-batch. Threads take contiguous shares of its streams until none is left.
 ctypedef struct Job:
     const Plan* plan
     char** rows
     Py_ssize_t n, steps
     const char* x
     char* y
+    Py_ssize_t share        # streams taken at a time
+    Py_ssize_t taken        # streams taken so far, changed atomically
 
 
 ctypedef struct Helper:
     pthread_t thread
     Team* team
-    int part                # which share of a job is this thread's
     void* work              # its scratch
 
 
@@ -43,8 +44,8 @@ ctypedef struct Team:
     void* work              # the caller's scratch
     pthread_mutex_t mutex
     pthread_cond_t posted, done
-    unsigned long posts     # jobs posted so far
-    int pending             # helpers not done with the last one
+    bint open               # there is a job to join
+    int busy                # helpers at work on it
     bint stopping
     Job job
 

@@ -1,9 +1,11 @@
-"""A network run by several threads: the streams of a large batch in contiguous shares.
+"""A network run by several threads, which share the streams of a large batch.
 
-The caller does the first share itself. Helpers wait on a condition variable between jobs
-(no spinning), take their share without the GIL, and the last one done wakes the caller.
-A stream's bits do not depend on the share it falls into (simd/kernel.h), so neither on
-the number of threads. Batches too small to pay for the waking run in the caller alone.
+Each thread takes a contiguous share of the streams, and another when it is done, until
+none is left; the caller does too, so a helper that wakes late costs nothing. Helpers wait
+on a condition variable between jobs (no spinning), join a job while it is open, and the
+last one done wakes the caller. A stream's bits do not depend on the share it falls into
+(simd/kernel.h), so neither on the number of threads. Batches too small to pay for the
+waking run in the caller alone.
 """
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport getpid
@@ -17,36 +19,49 @@ cdef extern from "<signal.h>" nogil:
     int sigfillset(sigset_t*)
     int pthread_sigmask(int, const sigset_t*, sigset_t*)
 
+cdef extern from *:
+    Py_ssize_t fetch_add "__atomic_fetch_add" (Py_ssize_t*, Py_ssize_t, int) noexcept nogil
+
 # About 40 us of work: a few times what waking a thread takes.
 cdef Py_ssize_t SHARED_MACS = 2_000_000
 
 
-cdef void forward_share(Job* job, int part, int parts, void* work) noexcept nogil:
-    cdef Py_ssize_t first = job.n * part // parts, last = job.n * (part + 1) // parts
+# Shares for each thread: enough to even out who wakes when, few enough to stay efficient.
+cdef Py_ssize_t SHARES = 8
+cdef Py_ssize_t SHARE_MIN = 12  # streams; whole tiles of every kernel
+
+
+cdef void take_shares(Job* job, void* work) noexcept nogil:
+    cdef Py_ssize_t first, count
     cdef Py_ssize_t stream_bytes = job.steps * job.plan.itemsize
-    forward(job.plan, job.rows + first, last - first, job.steps,
-            job.x + first * stream_bytes * job.plan.inputs,
-            job.y + first * stream_bytes * job.plan.outputs, work)
+    while True:
+        first = fetch_add(&job.taken, job.share, 0)  # relaxed: the mutex orders all else
+        if first >= job.n:
+            return
+        count = min(job.share, job.n - first)
+        forward(job.plan, job.rows + first, count, job.steps,
+                job.x + first * stream_bytes * job.plan.inputs,
+                job.y + first * stream_bytes * job.plan.outputs, work)
 
 
 cdef void* help_out(void* argument) noexcept nogil:
     cdef Helper* helper = <Helper*> argument
     cdef Team* team = helper.team
-    cdef unsigned long seen = 0
-    while True:
-        pthread_mutex_lock(&team.mutex)
-        while team.posts == seen and not team.stopping:
+    pthread_mutex_lock(&team.mutex)
+    while not team.stopping:
+        if not team.open:
             pthread_cond_wait(&team.posted, &team.mutex)
-        seen = team.posts
+            continue
+        team.busy += 1
         pthread_mutex_unlock(&team.mutex)
-        if team.stopping:
-            return NULL
-        forward_share(&team.job, helper.part, team.threads, helper.work)
+        take_shares(&team.job, helper.work)
         pthread_mutex_lock(&team.mutex)
-        team.pending -= 1
-        if team.pending == 0:
+        team.open = False  # nothing was left to take
+        team.busy -= 1
+        if team.busy == 0:
             pthread_cond_signal(&team.done)
-        pthread_mutex_unlock(&team.mutex)
+    pthread_mutex_unlock(&team.mutex)
+    return NULL
 
 
 cdef class Threads:
@@ -73,7 +88,7 @@ cdef class Threads:
         try:
             for k in range(threads - 1):
                 helper = &team.helpers[k]
-                helper.team, helper.part = team, k + 1
+                helper.team = team
                 helper.work = malloc(network.plan.work_bytes)
                 if not helper.work or pthread_create(&helper.thread, NULL, help_out, helper):
                     raise MemoryError(f"the system gives no {threads} threads")
@@ -107,19 +122,21 @@ cdef class Threads:
     ) noexcept nogil:
         """One micro-batch through the network; the caller holds the engine's lock."""
         cdef Team* team = &self.team
-        if team.threads == 1 or n < team.threads or n * steps * self.network.macs < SHARED_MACS:
+        if team.threads == 1 or n * steps * self.network.macs < SHARED_MACS:
             forward(&self.network.plan, rows, n, steps, x, y, team.work)
             return
         team.job.plan, team.job.rows = &self.network.plan, rows
         team.job.n, team.job.steps = n, steps
         team.job.x, team.job.y = <const char*> x, <char*> y
+        team.job.share = max(n // (SHARES * team.threads) // SHARE_MIN * SHARE_MIN, SHARE_MIN)
+        team.job.taken = 0
         pthread_mutex_lock(&team.mutex)
-        team.posts += 1
-        team.pending = team.threads - 1
+        team.open = True
         pthread_cond_broadcast(&team.posted)
         pthread_mutex_unlock(&team.mutex)
-        forward_share(&team.job, 0, team.threads, team.work)
+        take_shares(&team.job, team.work)
         pthread_mutex_lock(&team.mutex)
-        while team.pending:
+        team.open = False
+        while team.busy:
             pthread_cond_wait(&team.done, &team.mutex)
         pthread_mutex_unlock(&team.mutex)

@@ -13,6 +13,7 @@ seq tells.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Sequence
@@ -28,6 +29,7 @@ import zmq
 import zmq.asyncio
 
 from streamlstm.errors import (
+    ForkedProcessError,
     InputError,
     NonFiniteError,
     RepeatedSessionError,
@@ -367,6 +369,14 @@ class _Group(Generic[S]):
 class _ClientBase(Generic[S]):
     """Requests, replies, ids, notices and sessions; no socket."""
 
+    def _check_process(self) -> None:
+        # The socket's threads don't exist in a child, and its lock may be held for ever.
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(
+                "this client was created before os.fork and can't be used in the child; "
+                "create a client in each process"
+            )
+
     def __init__(self, address: str, timeout_s: float) -> None:
         if not timeout_s > 0:
             raise ServiceError(f"timeout_s must be more than 0, got {timeout_s}")
@@ -376,6 +386,7 @@ class _ClientBase(Generic[S]):
         self.models: dict[str, RemoteModel] = {}
         self.stopping = False  # the server said so
         self._ledger = _Ledger()
+        self._pid = os.getpid()
         self._encode = wire.Encoder().request
         self._decode = wire.Decoder(_REPLY_LIMITS).reply
         self._ident = 0
@@ -437,6 +448,7 @@ class RemoteSession(_Session):
         """Apply one event: x [inputs] or {input name: number} -> [outputs]."""
         # `_step` without its generator: a round trip is made of microseconds.
         client = self._client
+        client._check_process()
         with client._lock:
             event = self._event(x)
             try:
@@ -530,8 +542,9 @@ class Client(_ClientBase[RemoteSession]):
 
     def close(self) -> None:
         """Close the connection; open sessions stay on the server."""
-        with self._lock:
-            self._socket.close(linger=0)
+        if os.getpid() == self._pid:  # in a child it is the parent's to close
+            with self._lock:
+                self._socket.close(linger=0)
 
     def __enter__(self) -> Self:
         return self
@@ -540,6 +553,7 @@ class Client(_ClientBase[RemoteSession]):
         self.close()
 
     def _drive(self, operation: Operation[T]) -> T:
+        self._check_process()
         with self._lock:
             try:
                 request = next(operation)

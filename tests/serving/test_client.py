@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,20 @@ def test_the_client_brings_in_no_engine() -> None:
         "assert 'scipy' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_client_is_not_used_in_a_forked_child(server: Server) -> None:
+    with sl.Client(server.address) as client:
+        session = client.open("forked")
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with suppress(BaseException):
+                client.close()  # harmless: it is the parent's
+                try:
+                    session.step([1, 2, 3])
+                except sl.StreamLSTMError as error:
+                    code = 0 if "os.fork" in str(error) else 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        session.step([1, 2, 3])
