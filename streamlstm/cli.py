@@ -92,6 +92,13 @@ def _add_serve(commands: Any) -> None:
         help="sessions of each model at most (default: %(default)s)",
     )
     serve.add_argument(
+        "--threads",
+        type=_positive_int,
+        default=1,
+        metavar="N",
+        help="threads that share a large micro-batch of a model (default: %(default)s)",
+    )
+    serve.add_argument(
         "--ttl",
         type=_positive_float,
         metavar="SECONDS",
@@ -171,7 +178,9 @@ def _serve(args: argparse.Namespace) -> int:
     blas_threads.use_one_thread()
     with ExitStack() as stack:
         engines = [
-            stack.enter_context(Engine(load(path), max_sessions=args.max_sessions))
+            stack.enter_context(
+                Engine(load(path), max_sessions=args.max_sessions, threads=args.threads)
+            )
             for path in args.models
         ]
         return broker.serve(

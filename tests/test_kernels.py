@@ -147,7 +147,7 @@ def test_parity_with_the_reference_at_every_width(inputs, units, seed):
 # --- numerics ---
 
 # Largest errors in units in the last place over all finite float32 (bench/ulp.py), rounded up.
-ULP = {"exp": 1.1, "tanh": 2.0, "sigmoid": 2.4}
+ULP = {"exp": 1.1, "tanh": 2.1, "sigmoid": 2.5}
 EXACT = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 
 

@@ -62,8 +62,13 @@ def log(event: str, level: str = "info", **fields: Any) -> None:
     """One line of JSON on stderr, if anybody still reads it."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = {"time": stamp, "level": level, "event": event, **fields}
-    with suppress(OSError):
+    try:
         print(json.dumps(line, default=str), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # What stays in the buffer would fail again at exit, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except OSError:
+        pass  # a full disk must not end the service
 
 
 class Broker:
