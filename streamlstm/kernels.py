@@ -5,8 +5,8 @@ one that the environment variable STREAMLSTM_KERNEL names: avx512, avx2, portabl
 
 Every kernel belongs to an arithmetic class, and kernels of one class give the same bits:
 
-    f32-fma-1      avx512, avx2     a stream's bits are its own, whatever its batch
-    f32-muladd-1   portable         so too, but products are rounded before they are added
+    f32-fma-2      avx512, avx2     a stream's bits are its own, whatever its batch
+    f32-muladd-2   portable         so too, but products are rounded before they are added
     f32-blas, f64-blas              nothing promised: BLAS sums in an order of its own
 """
 

@@ -49,8 +49,8 @@ def test_the_widest_kernel_runs_unless_another_is_asked_for(monkeypatch):
     for name in [*HERE, "blas"]:
         engine = engine_with(name, stacked())
         assert engine.network.kernel_name == name
-    assert {engine_with(name, stacked()).arithmetic for name in ONE_CLASS} <= {"f32-fma-1"}
-    assert engine_with("portable", stacked()).arithmetic == "f32-muladd-1"
+    assert {engine_with(name, stacked()).arithmetic for name in ONE_CLASS} <= {"f32-fma-2"}
+    assert engine_with("portable", stacked()).arithmetic == "f32-muladd-2"
     assert engine_with("blas", stacked()).arithmetic == "f32-blas"
 
 
@@ -71,7 +71,7 @@ def test_show_config_says_what_runs_and_why(monkeypatch, capsys):
     monkeypatch.setenv(kernels.VARIABLE, "portable")
     sl.show_config()
     shown = capsys.readouterr().out
-    assert "float32: portable, arithmetic class f32-muladd-1 (STREAMLSTM_KERNEL=portable)" in shown
+    assert "float32: portable, arithmetic class f32-muladd-2 (STREAMLSTM_KERNEL=portable)" in shown
     assert "float64: blas" in shown
 
 
@@ -193,7 +193,7 @@ def plain_float32(layer: sl.LSTM, x) -> tuple[np.ndarray, np.ndarray]:
 def test_states_in_the_thousands_keep_their_digits():
     """Units that never forget and always add: |c| reaches 2,000."""
     rng = np.random.default_rng(0)
-    H = 40
+    H = 128
     weights = [rng.uniform(-0.01, 0.01, (4 * H, k)) for k in (2, H)]
     b = np.concatenate([np.full(H, v) for v in (9.0, 20.0, 2.0, 1.0)])
     layer = sl.Model([sl.LSTM(*weights, b)], dtype="float32").layers[0]
@@ -207,8 +207,7 @@ def test_states_in_the_thousands_keep_their_digits():
         state = session.state()
     plain_h, plain_c = plain_float32(layer, x)
     assert np.abs(state.c(0) - c).max() <= 2 * np.abs(plain_c - c).max()
-    # Wanted is 2 here too. The sigmoid rounds 1 + e twice, which costs 2.2 to 2.4 (no slack).
-    assert np.abs(state.h(0) - h).max() <= 2.5 * np.abs(plain_h - h).max()
+    assert np.abs(state.h(0) - h).max() <= 2 * np.abs(plain_h - h).max()
 
 
 def test_denormals_are_flushed_inside_and_nowhere_else():

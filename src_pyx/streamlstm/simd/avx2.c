@@ -19,10 +19,11 @@
 #define ROWS 3
 #define SPLAT(s) ((vf)_mm256_set1_ps(s))
 #define MULADD(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define REMAINDER(d, low, r) MULADD(-(low), r, MULADD(-(d), r, SPLAT(1.0f)))
 #define MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define KERNEL kernel_avx2
-#define ARITHMETIC "f32-fma-1"
+#define ARITHMETIC "f32-fma-2"
 #include "fused.h"
 
 #ifdef __clang__

@@ -19,10 +19,11 @@
 #define ROWS 6
 #define SPLAT(s) ((vf)_mm512_set1_ps(s))
 #define MULADD(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define REMAINDER(d, low, r) MULADD(-(low), r, MULADD(-(d), r, SPLAT(1.0f)))
 #define MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define KERNEL kernel_avx512
-#define ARITHMETIC "f32-fma-1"
+#define ARITHMETIC "f32-fma-2"
 #include "fused.h"
 
 #ifdef __clang__

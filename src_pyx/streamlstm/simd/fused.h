@@ -3,6 +3,7 @@
  *   ROWS           streams in a tile: ROWS x 4 accumulators stay in registers
  *   SPLAT(s)       s in all lanes
  *   MULADD(a,b,c)  a b + c, fused or not: this names the arithmetic class
+ *   REMAINDER(d,low,r)  1 - (d + low) r to many digits, where r is 1 / d rounded
  *   MAX(a,b) MIN(a,b)  b where a lane is NaN
  *   KERNEL, ARITHMETIC
  *
@@ -38,7 +39,8 @@ ALWAYS vf magnitude(vf a) { return (vf)((vi)a & 0x7FFFFFFF); }
 /* e^(scale a) for |scale a| <= EXP_MAX. scale is a power of two, so that scale * a is exact
  * and need not be waited for. */
 ALWAYS exp_parts exp_scaled(vf a, float scale) {
-    const vf magic = SPLAT(12582912.0f); /* 1.5 * 2^23: rounds, and leaves n in the low bits */
+    /* 1.5 * 2^23 rounds; with 127 it leaves s's exponent n + 127 in the low bits. */
+    const vf magic = SPLAT(12582912.0f + 127);
     vf t = MULADD(a, SPLAT(scale * 1.44269504088896341f), magic);
     vf n = t - magic;
     vf r = MULADD(n, SPLAT(-LN2_HIGH), SPLAT(scale) * a);
@@ -47,7 +49,7 @@ ALWAYS exp_parts exp_scaled(vf a, float scale) {
     vf low = MULADD(SPLAT(0.16666542793836775f), r, SPLAT(0.500000006208712f));
     vf high = MULADD(SPLAT(0.008366610603940838f), r, SPLAT(0.04166628139947265f));
     vf q = MULADD(MULADD(SPLAT(0.0013946496940879887f), r2, high), r2, low);
-    exp_parts e = {(vf)(((vi)t << 23) + 0x3F800000), MULADD(r2, q, r)};
+    exp_parts e = {(vf)((vi)t << 23), MULADD(r2, q, r)};
     return e;
 }
 
@@ -60,6 +62,8 @@ ALWAYS exp_parts exp_fold(vf z) {
 }
 
 ALWAYS vf one_plus(exp_parts e) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f)); }
+/* What the rounding of sum = one_plus(e) took away. */
+ALWAYS vf one_plus_low(exp_parts e, vf sum) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f) - sum); }
 ALWAYS vf one_minus(exp_parts e) { return MULADD(-e.s, e.p, SPLAT(1.0f) - e.s); }
 ALWAYS vf with_sign(vf a, vf sign) { return (vf)((vi)a | ((vi)sign & (int32_t)0x80000000)); }
 
@@ -71,14 +75,18 @@ ALWAYS vf tanh_of(vf z) {
 }
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c'), each product of two
- * activations with one division. */
+ * activations with one division. Where |c| is large the sigmoid's error is all of h's: so
+ * h = q + q (1 - (d + low) r), which takes back what the sum 1 + e^-o and 1 / d lost. */
 ALWAYS void cell(const vf gate[4], float *c, float *h) {
     exp_parts g = exp_fold(gate[2]);
     vf in = with_sign(one_minus(g), gate[2]) / (one_plus(exp_minus(gate[0])) * one_plus(g));
     vf next = load(c) / one_plus(exp_minus(gate[1])) + in;
     store(c, next);
-    exp_parts t = exp_fold(next);
-    store(h, with_sign(one_minus(t), next) / (one_plus(exp_minus(gate[3])) * one_plus(t)));
+    exp_parts t = exp_fold(next), o = exp_minus(gate[3]);
+    vf d_t = one_plus(t), d_o = one_plus(o);
+    vf d = d_o * d_t, low = one_plus_low(o, d_o) * d_t;
+    vf r = SPLAT(1.0f) / d, q = with_sign(one_minus(t), next) * r;
+    store(h, MULADD(REMAINDER(d, low, r), q, q));
 }
 
 /* cell() on the last panel, of which only `units` lanes are real. */
@@ -131,7 +139,7 @@ ALWAYS void lstm_tile(const lstm_work *work, const int R, const int P) {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int p = 0; p < P; p++)
             UNROLL for (int g = 0; g < 4; g++)
-                acc[r][p][g] = load((work->x[0] ? layer->b : work->z[r]) + first + (p * 4 + g) * VL);
+                acc[r][p][g] = work->x[0] ? SPLAT(0.0f) : load(work->z[r] + first + (p * 4 + g) * VL);
     if (work->x[0])
         accumulate(acc, w, panel_stride, work->x, layer->inputs, R, P, 4);
     if (!work->h[0]) {
@@ -145,6 +153,9 @@ ALWAYS void lstm_tile(const lstm_work *work, const int R, const int P) {
     UNROLL for (int p = 0; p < P; p++) {
         const ptrdiff_t unit = (work->panel + p) * VL;
         const int left = layer->units - (int)unit;
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int g = 0; g < 4; g++)
+                acc[r][p][g] += load(layer->b + unit * 4 + g * VL);
         UNROLL for (int r = 0; r < R; r++) {
             if (left >= VL)
                 cell(acc[r][p], work->c[r] + unit, work->out[r] + unit);
@@ -274,13 +285,13 @@ ALWAYS void dense_tile(const dense_work *work, const int R, const int P) {
     tile acc;
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int p = 0; p < P; p++)
-            acc[r][p][0] = load(layer->b + (work->panel + p) * VL);
+            acc[r][p][0] = SPLAT(0.0f);
     accumulate(acc, layer->w + work->panel * panel_stride, panel_stride, work->x, layer->inputs, R, P, 1);
     UNROLL for (int p = 0; p < P; p++) {
         const ptrdiff_t unit = (work->panel + p) * VL;
         const ptrdiff_t left = layer->units - unit;
         UNROLL for (int r = 0; r < R; r++) {
-            vf y = activate(layer->activation, acc[r][p][0]);
+            vf y = activate(layer->activation, acc[r][p][0] + load(layer->b + unit));
             if (left >= VL)
                 store(work->out[r] + unit, y);
             else

@@ -5,8 +5,9 @@
  *          b [panel][gate][VL]
  *   dense  w [panel][k][VL], b [panel][VL]
  * The last panel is filled up with zeros. Every pre-activation is one chain of
- * multiply-adds from its bias over k, in this order, whatever the batch, the tile,
- * the lanes or the thread: this is what makes a stream's bits its own.
+ * multiply-adds from zero over k, in this order, and then its bias (which is often the
+ * largest: added first, each later sum would be rounded at its size), whatever the batch,
+ * the tile, the lanes or the thread: this is what makes a stream's bits its own.
  */
 #ifndef STREAMLSTM_KERNEL_H
 #define STREAMLSTM_KERNEL_H
