@@ -64,7 +64,7 @@ def process(*argv: str, ready: Callable[[Any], str]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def server(model: Path, bind: str) -> Iterator[str]:
+def server(model: Path, bind: str, *options: str) -> Iterator[str]:
     def ready(child: Any) -> str:
         for line in child.stderr:
             if line.startswith("{") and (log := json.loads(line))["event"] == "listening":
@@ -72,6 +72,7 @@ def server(model: Path, bind: str) -> Iterator[str]:
         raise RuntimeError("the server did not start")
 
     argv = (sys.executable, "-P", "-m", "streamlstm", "serve", str(model), "--bind", bind)
+    argv += options
     with process(*argv, ready=ready) as address:
         yield address
 
@@ -107,12 +108,12 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(model: Path, transport: str, folder: Path) -> Iterator[Pair]:
+def pair(model: Path, transport: str, folder: Path, *options: str) -> Iterator[Pair]:
     def bind(name: str) -> str:
         return "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{folder}/{name}"
 
     with (
-        server(model, bind("server")) as server_address,
+        server(model, bind("server"), *options) as server_address,
         echo(bind("echo")) as echo_address,
         sl.Client(server_address) as client,
         zmq.Context() as context,
@@ -122,7 +123,7 @@ def pair(model: Path, transport: str, folder: Path) -> Iterator[Pair]:
         sock.linger = 0
         sock.connect(echo_address)
         x = np.linspace(-1, 1, INPUTS, dtype=np.float32)
-        fields = (session._handle, session.epoch, 10_000, None, x.tobytes())
+        fields = (session._handle, session.epoch, 10_000, None, None, x.tobytes())
         yield Pair(session, sock, wire.Encoder().request("step", 10_000, fields), x)
 
 
@@ -197,11 +198,11 @@ class Events:
         decode = wire.Decoder().reply
         self._handles = []
         for i in range(sessions):
-            sock.send(self._encoder.request("open", i, (f"open-loop-{i}", None, False)))
+            sock.send(self._encoder.request("open", i, (f"open-loop-{i}", None, False, None, None)))
             self._handles.append(decode(sock.recv())[3:5])
 
     def take(self, count: int) -> list[bytes]:
-        fields = [(handle, epoch, None, None, self._x) for handle, epoch in self._handles]
+        fields = [(handle, epoch, None, None, None, self._x) for handle, epoch in self._handles]
         return [self._encoder.request("step", i, fields[i % len(fields)]) for i in range(count)]
 
 

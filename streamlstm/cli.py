@@ -1,4 +1,4 @@
-"""The command line: serve, stream, inspect, stats, demo.
+"""The command line: serve, sessions, stream, inspect, stats, demo.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage or, of the demo, can't
 run as asked, 130 and 143 ended by Ctrl-C and SIGTERM, of the demo also 129 by SIGHUP.
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_stream, _add_inspect, _add_stats, _add_demo):
+    for add in (_add_serve, _add_sessions, _add_stream, _add_inspect, _add_stats, _add_demo):
         add(commands)
     return parser
 
@@ -103,6 +103,50 @@ def _add_serve(commands: Any) -> None:
         type=_positive_float,
         metavar="SECONDS",
         help="evict sessions that nobody used for so long (default: never)",
+    )
+    serve.add_argument(
+        "--state",
+        metavar="DIR",
+        help="keep sessions in this directory, created when absent (default: in memory only)",
+    )
+    serve.add_argument(
+        "--durability",
+        choices=("async", "sync"),
+        help="what a reply promises: async survives the server's end, sync a power cut, at an "
+        "fsync each (default with --state: async)",
+    )
+    serve.add_argument(
+        "--max-resident",
+        type=_positive_int,
+        metavar="N",
+        help="sessions of each model in memory; idle ones beyond are in --state only "
+        "(default: all)",
+    )
+
+
+def _add_sessions(commands: Any) -> None:
+    sessions = _add(
+        commands,
+        "sessions",
+        _sessions,
+        "list, inspect and export what a server keeps in --state",
+        "Works beside a running server, except for --remove and --accept-loss.",
+    )
+    sessions.add_argument("directory", metavar="DIR", help="the server's --state")
+    sessions.add_argument("session", nargs="?", metavar="NAME", help="this session only")
+    sessions.add_argument(
+        "--model", metavar="MODEL", help="name, or first characters of a fingerprint"
+    )
+    sessions.add_argument("--name", metavar="PATTERN", help="list names like this: 'pump-*'")
+    sessions.add_argument("--json", action="store_true", help="as JSON; of a list, one a line")
+    action = sessions.add_mutually_exclusive_group()
+    action.add_argument("--export", metavar="FILE", help="write NAME's state: State.from_bytes")
+    action.add_argument("--remove", action="store_true", help="remove NAME from the store")
+    action.add_argument("--check", action="store_true", help="read all, and verify every checksum")
+    action.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="go on from what is whole in a damaged directory, and say what is lost",
     )
 
 
@@ -172,6 +216,9 @@ def _positive_float(text: str) -> float:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    for option in ("durability", "max_resident"):
+        if args.state is None and getattr(args, option) is not None:
+            return _wrong_usage(f"serve: --{option.replace('_', '-')} needs --state DIR")
     from streamlstm import Engine, State, __version__, blas_threads, load  # noqa: PLC0415
     from streamlstm.serving import broker  # noqa: PLC0415
 
@@ -187,9 +234,30 @@ def _serve(args: argparse.Namespace) -> int:
             engines,
             State.from_bytes,
             args.bind,
+            state=None if args.state is None else Path(args.state),
+            durability=args.durability or "async",
+            max_resident=args.max_resident,
             ttl_s=args.ttl,
             server=f"streamlstm {__version__}",
         )
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+def _sessions(args: argparse.Namespace) -> int:
+    if args.session is None and (args.export or args.remove):
+        return _wrong_usage("sessions: --export and --remove need a NAME")
+    if args.session is not None and (args.name or args.check or args.accept_loss):
+        return _wrong_usage("sessions: --name, --check and --accept-loss take no NAME")
+    from streamlstm import sessions_command  # noqa: PLC0415
+
+    return sessions_command.run(args)
+
+
+def _wrong_usage(sentence: str) -> int:
+    print(f"streamlstm {sentence}", file=sys.stderr)
+    return 2
 
 
 # --- stream ---------------------------------------------------------------------------------------
@@ -358,7 +426,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from streamlstm.serving.client import Client  # noqa: PLC0415
 
-    with Client(args.connect, timeout_s=args.timeout) as client:
+    with Client(args.connect, patience_s=args.timeout) as client:
         stats = client.stats()
     if args.json:
         print(json.dumps(stats, indent=2))

@@ -103,10 +103,18 @@ class Engine(EngineCore):
 
         Raises SessionExistsError, CapacityError, EngineClosedError.
         """
-        return self._create(name, None)
+        return self._create(name, None, 0)
 
-    def _create(self, name: str, numbers: Array | None) -> Session:
-        """A session in its initial state, or in that of `numbers`, before others see it."""
+    def adopt(self, name: str, numbers: Array | None, seq: int) -> Session:
+        """A session that goes on where another one was after change `seq`.
+
+        numbers: its state [state_size] as State.numbers and Group.numbers give it, None for the
+        initial one; they are not looked at. Raises as `open` does, and ShapeError, DtypeError.
+        """
+        return self._create(name, numbers, seq)
+
+    def _create(self, name: str, numbers: Array | None, seq: int) -> Session:
+        """A session with its state and seq, before others see it."""
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
         name = str(name)  # not a subclass, such as numpy.str_
@@ -123,8 +131,12 @@ class Engine(EngineCore):
                     "or create the engine with a larger max_sessions"
                 )
             session = Session(self, name, *opened)
-            if numbers is not None:
-                session._write(numbers)
+            if numbers is not None or seq:
+                try:
+                    self._write_row(*opened, numbers, seq)
+                except BaseException:
+                    self._free_row(*opened)
+                    raise
             self._sessions[name] = session
             return session
 
@@ -188,6 +200,11 @@ class Engine(EngineCore):
     def __repr__(self) -> str:
         return f"<Engine {self.model.name!r}: {len(self)} sessions>"
 
+    @property
+    def same_bits(self) -> bool:
+        """Whether a stream's bits are its own, whatever is stepped with it (see kernels)."""
+        return not self.arithmetic.endswith("-blas")
+
     # -- called by the compiled half ------------------------------------------------------
 
     def convert(self, x: Any, ndim: int) -> Array:
@@ -210,7 +227,10 @@ class Engine(EngineCore):
 
 
 class Session(SessionCore):
-    """One stream's live state. Engine.open() makes it; step, step_into and run move it."""
+    """One stream's live state. Engine.open() makes it; step, step_into and run move it.
+
+    seq: number of the last change; events, resets and restores are numbered in one row.
+    """
 
     __slots__ = ()
     engine: Engine
@@ -226,7 +246,7 @@ class Session(SessionCore):
         return State(model.fingerprint, seq, units, numbers, self.engine.arithmetic)
 
     def restore(self, state: State) -> None:
-        """Go back to a saved state of this model. seq stays: it counts events applied.
+        """Go back to a saved state of this model; a change like an event: seq goes on by one.
 
         Raises StateMismatchError, NonFiniteError, SessionClosedError.
         """
@@ -255,7 +275,7 @@ class Session(SessionCore):
         self._write(np.ascontiguousarray(state.numbers))
 
     def reset(self) -> None:
-        """Go back to the state a session opens with. seq stays."""
+        """Go back to the state a session opens with; seq goes on by one."""
         self._write(None)
 
     def _write(self, numbers: Array | None) -> None:
@@ -267,7 +287,7 @@ class Session(SessionCore):
 
         Raises SessionExistsError, CapacityError, SessionClosedError.
         """
-        return self.engine._create(name, self.state().numbers)
+        return self.engine._create(name, self.state().numbers, 0)
 
     def take_over(self) -> Session:
         """A new handle on the same session, epoch + 1; this one is fenced off from now on."""
@@ -298,7 +318,7 @@ class Session(SessionCore):
 class State:
     """A session's state, copied: all layers' numbers, with what they belong to.
 
-    fingerprint: the model's. seq: events applied when it was taken. units: H of each LSTM
+    fingerprint: the model's. seq: the session's when it was taken. units: H of each LSTM
     layer. numbers: h then c of each layer, [state_size], the engine's dtype. arithmetic: the
     class of the engine that computed them (see kernels), "" where unknown; any class may go
     on from them.

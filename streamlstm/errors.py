@@ -17,14 +17,20 @@
     │   ├── SessionClosedError
     │   ├── SessionEvictedError       idle longer than the server's time-to-live
     │   ├── SessionFencedError        opened again elsewhere: this handle lost it
-    │   └── SequenceError             an event's seq is not the next one
+    │   ├── SequenceError             an event's seq is not the next one
+    │   ├── AnswerGoneError           an event sent again; applied long ago, its answer is not kept
+    │   └── SessionQuarantinedError   an event made the state non-finite
     ├── EngineError                 the whole engine can't be used
     │   ├── EngineClosedError
     │   ├── ForkedProcessError        used in a child after os.fork
     │   └── CapacityError             max_sessions reached
+    ├── StoreError                  a state directory can't be used
+    │   ├── StoreDamagedError         it does not hold what was written
+    │   └── StoreMismatchError        written by another model or arithmetic class
     └── ServiceError                between client and server
         ├── ProtocolError             a message that breaks docs/protocol.md
         ├── ServerBusyError           refused unstepped; try again later
+        ├── DeadlineError (TimeoutError)  refused unstepped; its deadline had passed
         ├── ServerStoppingError       the server is draining
         ├── ServerTimeoutError (TimeoutError)
         └── ServerInternalError       the server failed at its own fault
@@ -145,6 +151,18 @@ class SequenceError(SessionError):
     code = "SEQUENCE"
 
 
+class AnswerGoneError(SessionError):
+    """The event was applied, but so long ago that its answer is no longer kept."""
+
+    code = "ANSWER_GONE"
+
+
+class SessionQuarantinedError(SessionError):
+    """An event made the session's state non-finite; it waits for a reset or restore."""
+
+    code = "QUARANTINED"
+
+
 class EngineError(StreamLSTMError):
     """The whole engine can't be used."""
 
@@ -165,6 +183,20 @@ class CapacityError(EngineError):
     code = "CAPACITY"
 
 
+class StoreError(StreamLSTMError):
+    """A state directory can't be used."""
+
+    code = "STORE"
+
+
+class StoreDamagedError(StoreError):
+    """A state directory does not hold what was written to it."""
+
+
+class StoreMismatchError(StoreError):
+    """A state directory was written by another model or arithmetic class."""
+
+
 class ServiceError(StreamLSTMError):
     """Something between client and server failed."""
 
@@ -181,6 +213,12 @@ class ServerBusyError(ServiceError):
     """The server refused the event unstepped because it is overloaded."""
 
     code = "BUSY"
+
+
+class DeadlineError(ServiceError, TimeoutError):
+    """The event's deadline had passed before its turn came; it was not stepped."""
+
+    code = "DEADLINE"
 
 
 class ServerStoppingError(ServiceError):

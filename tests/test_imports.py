@@ -56,6 +56,7 @@ def test_public_names():
 # The rooms, from the ground up. A module imports from its own floor's room or from below.
 FLOORS = [
     {"errors"},
+    {"store"},
     {"_arena", "_cells_blas", "_cells_fused", "_network", "_threads", "_engine"},
     {"blas_threads", "kernels", "model"},
     {"events", "reference"},
@@ -63,16 +64,28 @@ FLOORS = [
     {"model_file"},
     {"importers"},
     {"serving"},
-    {"demo"},
+    {"demo", "sessions_command"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
+# And the same inside the rooms of many modules, which import from below only.
+INSIDE = {
+    "store": [{"rows", "wal"}, {"database"}, {"directory"}, {"salvage"}, {"__init__"}],
+    "serving": [
+        {"__init__"},
+        {"wire", "answers", "table", "client_sessions"},
+        {"rounds", "sessions", "journal", "client_protocol"},
+        {"protocol", "client"},
+        {"broker"},
+    ],
+}
 
-def ours_imported(path: Path) -> set[str]:
-    """Rooms of ours that a module imports when it is run (not for its types alone)."""
-    rooms: set[str] = set()
+
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """Ours that a module imports when it is run (not for its types alone): (room, module, name)."""
+    found: set[tuple[str, ...]] = set()
 
     class Imports(ast.NodeVisitor):
         def visit_If(self, node: ast.If) -> None:
@@ -80,17 +93,22 @@ def ours_imported(path: Path) -> set[str]:
                 self.generic_visit(node)
 
         def visit_Import(self, node: ast.Import) -> None:
-            names = [a.name.split(".") for a in node.names]
-            rooms.update(n[1] for n in names if n[0] == "streamlstm" and len(n) > 1)
+            names = [tuple(a.name.split(".")) for a in node.names]
+            found.update(n[1:] for n in names if n[0] == "streamlstm" and len(n) > 1)
 
         def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
             assert node.level == 0, f"{path}: a relative import"
-            parts = (node.module or "").split(".")
+            parts = tuple((node.module or "").split("."))
             if parts[0] == "streamlstm":
-                rooms.update(parts[1:2] or [a.name for a in node.names])
+                found.update((*parts[1:], a.name) for a in node.names)
 
     Imports().visit(ast.parse(path.read_text()))
-    return rooms
+    return found
+
+
+def ours_imported(path: Path) -> set[str]:
+    """The rooms of what a module imports."""
+    return {parts[0] for parts in imported(path)}
 
 
 def room_of(path: Path) -> str:
@@ -120,8 +138,24 @@ def test_every_room_has_a_floor():
     assert {name.removeprefix("streamlstm.") for name in COMPILED} <= FLOOR.keys()
 
 
+@pytest.mark.parametrize("room", INSIDE)
+def test_imports_inside_a_room_point_downwards(room):
+    floor = {module: n for n, modules in enumerate(INSIDE[room]) for module in modules}
+    paths = sorted((PACKAGE / room).glob("*.py"))
+    assert {path.stem for path in paths} == floor.keys()
+    for path in paths:
+        parts = [names[1] for names in imported(path) if names[0] == room]
+        above = {part for part in parts if part in floor and floor[part] >= floor[path.stem]}
+        assert not above, f"{path.name} imports {above}, which stand above it"
+
+
 def test_the_client_reaches_no_engine():
     """Not even when it is called: no import of the engine's rooms, wherever it stands."""
-    for name in ("client", "wire"):
-        rooms = ours_imported(PACKAGE / "serving" / f"{name}.py")
-        assert rooms <= {"errors", "events", "serving", "__version__"}
+    reached, todo = set(), {"client"}
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        path = PACKAGE / "serving" / f"{module}.py"
+        assert ours_imported(path) <= {"errors", "events", "serving", "__version__"}
+        todo |= {names[1] for names in imported(path) if names[0] == "serving"} - reached
+    assert reached == {"client", "client_protocol", "client_sessions", "wire"}

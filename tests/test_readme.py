@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors.numpy import save_file
 import streamlstm as sl
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-EMBEDDED, CLIENT = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EMBEDDED, CLIENT, RESUMED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -34,22 +36,36 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_embedded_example_then_the_client_example(folder, capsys):
-    exec(EMBEDDED.replace("trained.pt", "trained.safetensors"), {})
-    assert sl.load("pump.safetensors").name == "pump"
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server whose sessions last, and its address."""
+    address = f"ipc://{folder}/socket"
     argv = [sys.executable, "-P", "-m", "streamlstm", "serve", "pump.safetensors"]
-    server = subprocess.Popen(
-        [*argv, "--bind", "tcp://127.0.0.1:0"], stderr=subprocess.PIPE, text=True, cwd=folder
-    )
+    argv += ["--bind", address, "--state", "state"]
+    server = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder)
     try:
         assert server.stderr is not None
-        address = re.search(r'"endpoint": "(.*?)"', server.stderr.readline())
-        assert address
-        example = CLIENT.replace("tcp://127.0.0.1:5555", address[1])
-        for _ in range(2):  # it may be run again
-            exec(example, {})
-        assert capsys.readouterr().out.split() == ["513", "1026"]
+        assert '"listening"' in server.stderr.readline()
+        yield address, server
     finally:
         server.terminate()
         server.communicate(timeout=20)
+
+
+def test_the_examples_one_after_the_other(folder, capsys):
+    exec(EMBEDDED.replace("trained.pt", "trained.safetensors"), {})
+    assert sl.load("pump.safetensors").name == "pump"
+    with serving(folder) as (address, server):
+        example = CLIENT.replace("tcp://127.0.0.1:5555", address)
+        for _ in range(2):  # it may be run again
+            exec(example, {})
+        assert capsys.readouterr().out.split() == ["513", "1026"]
+        server.kill()
+        server.wait()
+    for _ in range(2):
+        with serving(folder) as (address, server):
+            exec(RESUMED.replace("tcp://127.0.0.1:5555", address), {})
+            with sl.Client(address) as client:
+                assert client.open("pump-17", resume=True).seq == 2
+                assert client.open("pump-18", resume=True).seq == 1000
     assert server.returncode == 143

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 import streamlstm as sl
 from networks import events, lstm
-from streamlstm import errors, reference
+from streamlstm import errors, kernels, reference
 
 rng = np.random.default_rng(0)
 MODEL = sl.Model([lstm(rng, 2, 3, learned_start=True), lstm(rng, 3, 2)], dtype="float64")
@@ -127,6 +127,7 @@ class Sessions(RuleBasedStateMachine):
         self.attempt(handle, handle.reset)
         if self.owns(handle):
             self.twins[handle.name].states = reference.initial_states(MODEL)
+            self.twins[handle.name].seq += 1
 
     @rule(target=saved, handle=handles)
     def save(self, handle):
@@ -144,6 +145,7 @@ class Sessions(RuleBasedStateMachine):
             self.attempt(handle, handle.restore, state)
             if self.owns(handle):
                 self.twins[handle.name].states = states
+                self.twins[handle.name].seq += 1
 
     @rule(target=handles, handle=handles, name=NAMES)
     def fork(self, handle, name):
@@ -159,6 +161,20 @@ class Sessions(RuleBasedStateMachine):
         self.twins[name] = Twin()
         self.twins[name].states = self.twins[handle.name].states
         return twin
+
+    @rule(target=handles, handle=handles, name=NAMES)
+    def adopt(self, handle, name):
+        """Go on elsewhere from the numbers of a group, with the seq it had."""
+        if not self.owns(handle) or name in self.owner or len(self.owner) == CAPACITY:
+            return handle
+        twin = self.twins[handle.name]
+        numbers = self.engine.group([handle]).numbers()
+        new = self.engine.adopt(name, numbers[0], handle.seq)
+        numbers[...] = -7
+        self.owner[name] = new
+        self.twins[name] = Twin()
+        self.twins[name].states, self.twins[name].seq = twin.states, twin.seq
+        return new
 
     @rule(target=handles, handle=handles)
     def take_over(self, handle):
@@ -253,17 +269,85 @@ def test_a_state_given_is_copied(engine):
     np.testing.assert_array_equal(session.state().numbers, kept)
 
 
-def test_seq_counts_events_and_nothing_else(engine):
+def test_events_resets_and_restores_are_numbered_in_one_row(engine):
     session = engine.open("a")
     session.run(X[:5])
     state = session.state()
     assert state.seq == 5
     session.step(X[5])
-    session.restore(state)
-    session.reset()
     assert session.seq == 6
+    session.restore(state)
+    assert session.seq == engine.group([session]).seqs[0] == 7
+    session.reset()
+    assert session.seq == 8
+    with pytest.raises(errors.NonFiniteError):
+        session.step(X[0] * np.nan)
+    with pytest.raises(errors.StateMismatchError):
+        session.restore("state")
+    session.run(X[:0])
+    assert session.seq == 8
     assert session.fork("b").seq == 0
-    assert session.take_over().seq == 6
+    assert session.take_over().seq == 8
+
+
+def test_numbers_of_a_group_are_its_states(engine):
+    sessions = [engine.open(name) for name in "abc"]
+    for k, session in enumerate(sessions):
+        session.run(X[: k + 1])
+    group = engine.group([sessions[2], sessions[0]])
+    numbers = group.numbers()
+    assert (numbers.shape, numbers.dtype) == ((2, MODEL.state_size), MODEL.dtype)
+    np.testing.assert_array_equal(numbers, [sessions[k].state().numbers for k in (2, 0)])
+    assert engine.group([]).numbers().shape == (0, MODEL.state_size)
+    sessions[0].close()
+    with pytest.raises(errors.SessionError):
+        group.numbers()
+
+
+def test_an_adopted_session_goes_on_bit_for_bit(engine):
+    session = engine.open("a")
+    session.run(X[:5])
+    (numbers,) = engine.group([session]).numbers()
+    numbers.flags.writeable = False
+    with sl.Engine(MODEL) as other:
+        adopted = other.adopt("b", numbers, 5)
+        assert adopted.seq == 5
+        np.testing.assert_array_equal(adopted.run(X[5:]), session.run(X[5:]))
+        assert adopted.seq == session.seq == len(X)
+        fresh = other.adopt("c", None, 9)  # as opened, but for its seq
+        assert fresh.seq == 9
+        np.testing.assert_array_equal(fresh.step(X[0]), other.open("d").step(X[0]))
+
+
+def test_what_cannot_be_adopted_leaves_nothing(engine):
+    numbers = engine.open("a").state().numbers
+    with pytest.raises(errors.SessionExistsError):
+        engine.adopt("a", numbers, 1)
+    with pytest.raises(errors.ShapeError):
+        engine.adopt("b", numbers[:-1], 1)
+    with pytest.raises(errors.DtypeError):
+        engine.adopt("b", numbers.astype("f4"), 1)
+    assert engine.names == ["a"]
+    assert len(engine) == engine.arena.live == 1
+    for k in range(1, CAPACITY):
+        engine.open(f"s{k}")
+    with sl.Engine(MODEL, max_sessions=1) as small:
+        small.adopt("a", numbers, 1)
+        with pytest.raises(errors.CapacityError):
+            small.adopt("b", numbers, 1)
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [("float32", "blas"), ("float64", "")])
+def test_blas_has_not_the_same_bits(dtype, kernel, monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, kernel)
+    with sl.Engine(sl.Model([lstm(rng, 2, 3)], dtype=dtype)) as engine:
+        assert not engine.same_bits
+
+
+def test_fused_kernels_have_the_same_bits(monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "portable")
+    with sl.Engine(sl.Model([lstm(rng, 2, 3)], dtype="float32")) as engine:
+        assert engine.same_bits
 
 
 def test_events_by_name_in_any_order_and_shape(engine):

@@ -242,8 +242,11 @@ cdef class EngineCore:
             seq = self.arena.seq[row]
         return numbers, seq
 
-    def _write_row(self, uint32_t row, uint32_t epoch, cnp.ndarray numbers=None):
-        """Overwrite a row's numbers (None: as opened); False when not owned."""
+    def _write_row(
+        self, uint32_t row, uint32_t epoch, cnp.ndarray numbers=None, int64_t seq=-1,
+    ):
+        """Overwrite a row's numbers (None: as opened), a change like an event unless seq says
+        which one it was; False when not owned."""
         self.check_usable()
         if numbers is not None:
             if not self.is_exact(numbers, -1, self.network.state_size, False):
@@ -254,6 +257,7 @@ cdef class EngineCore:
             memcpy(self.arena.row(row),
                    self.arena.initial if numbers is None else <char*> cnp.PyArray_DATA(numbers),
                    self.arena.row_bytes)
+            self.arena.seq[row] = seq if seq >= 0 else self.arena.seq[row] + 1
             return True
 
     def _close_core(self):
@@ -470,9 +474,28 @@ cdef class Group:
     def __len__(self):
         return self.n
 
+    def numbers(self):
+        """Copies of the sessions' states, as State.numbers has them: [n, state_size].
+
+        Raises SessionUnknownError.
+        """
+        cdef EngineCore engine = self.engine
+        cdef Py_ssize_t i, width = engine.arena.row_bytes
+        engine.check_usable()
+        cdef cnp.ndarray out = np.empty((self.n, engine.network.state_size), engine.dtype)
+        cdef char* to = cnp.PyArray_BYTES(out)
+        with engine.lock:
+            for i in range(self.n):
+                if not engine.arena.owns(self.rows[i], self.epochs[i]):
+                    break
+                memcpy(to + i * width, engine.arena.row(self.rows[i]), width)
+            else:
+                return out
+        self.raise_lost(i)
+
     @property
     def seqs(self):
-        """Events applied to each session since its open: int64 [n]."""
+        """Number of each session's last change (see Session): int64 [n]."""
         cdef int64_t[::1] seqs = np.empty(self.n, np.int64)
         cdef Py_ssize_t i
         self.engine.check_usable()

@@ -18,15 +18,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 import zmq
 
-from streamlstm.errors import ServiceError
+from streamlstm.errors import ServiceError, StoreError
 from streamlstm.serving.protocol import Reply, ServerProtocol
-from streamlstm.serving.table import EngineLike
+from streamlstm.serving.sessions import EngineLike
+from streamlstm.store import open_store
 
 MESSAGES_PER_TURN_MAX: Final = 256
 PENDING_MAX: Final = 4096
@@ -230,18 +232,21 @@ def serve(
     read_state: Callable[[bytes], Any],
     bind: str,
     *,
+    state: Path | None = None,
+    durability: str = "async",
+    max_resident: int | None = None,
     ttl_s: float | None = None,
     server: str = "streamlstm",
 ) -> int:
     """Serve in the main thread until SIGTERM or SIGINT; returns the exit code, 143 or 130.
 
+    state: the directory in which sessions last; None keeps them in memory. A store that can't
+    be written ends the server with exit code 1: what was not committed was not answered.
+
     The last thing a process does: it keeps both signals for itself.
 
     Logs to stderr; the line with event "listening" has the actual endpoint.
     """
-    protocol = ServerProtocol(
-        engines, read_state, ttl_s=ttl_s, server=server, now=time.monotonic(), report=_Faults()
-    )
     caught: list[int] = []
     brokers: list[Broker] = []
 
@@ -254,7 +259,23 @@ def serve(
     # a second signal must not cut the first one's drain short.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    with Broker(protocol, bind) as broker:
+    with ExitStack() as stack:
+        store = None
+        if state is not None:
+            store = stack.enter_context(closing(open_store(state, durability)))
+        started_s = time.monotonic()
+        protocol = ServerProtocol(
+            engines,
+            read_state,
+            store=store,
+            max_resident=max_resident,
+            ttl_s=ttl_s,
+            server=server,
+            now=started_s,
+            clock=time.monotonic,
+            report=_Faults(),
+        )
+        broker = stack.enter_context(Broker(protocol, bind))
         brokers.append(broker)
         if caught:
             broker.stop()
@@ -263,16 +284,31 @@ def serve(
             endpoint=broker.endpoint,
             pid=os.getpid(),
             models=[engine.model.name for engine in engines],
+            **_told(protocol, time.monotonic() - started_s),
         )
         gc.collect()
         gc.freeze()  # models and code are never garbage: keep them out of every collection
-        broker.run()
+        try:
+            broker.run()
+        except StoreError as error:
+            log("store failed", level="error", error=str(error))
+            return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # Python's own end would restore the default
     stats = protocol.stats(time.monotonic())
     name = signal.Signals(caught[0]).name
     log("stopped", signal=name, messages=stats["messages"], undeliverable=stats["undeliverable"])
     return 128 + caught[0]
+
+
+def _told(protocol: ServerProtocol, took_s: float) -> dict[str, Any]:
+    """What the log says of the store."""
+    stats = protocol.stats(0.0)
+    told = {"durability": stats["durability"]}
+    if protocol.journal is not None:
+        told |= {"recovered_events": stats["recovered_events"], "recovery_s": round(took_s, 3)}
+        told["sessions"] = {name: model["sessions"] for name, model in stats["models"].items()}
+    return told
 
 
 class _Faults:

@@ -1,62 +1,73 @@
-"""The server as a pure state machine: frames in, replies out; no socket, clock or thread.
+"""The server as a pure state machine: frames in, replies out; no socket, thread or file.
 
-Two verbs. `receive` decodes a message, checks who may do it and schedules
-it; `step` takes the next round of what is scheduled and returns the replies.
+Two verbs. `receive` decodes a message, checks who may do it and queues it
+(rounds.py); `step` takes the next turn of the queue, does it (sessions.py),
+commits it (journal.py) and returns the replies: what is told is committed.
 
-A round holds at most one message of a session, so that a micro-batch never
-has a session twice and one session's messages keep their order: a message
-goes into the first round after its session's last one. Sessions wait for
-their own messages only.
-
-`tick` evicts sessions nobody used, `drain` begins the end. Times are
-seconds of any clock that does not go backwards, and come from the caller.
+`tick` evicts sessions nobody used, `drain` begins the end. Times are seconds
+of any clock that does not go backwards, and come from the caller; the store
+and the engines do too.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter, deque
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
 from streamlstm.errors import (
+    CapacityError,
+    DeadlineError,
     InputError,
     ModelError,
     NonFiniteError,
     ProtocolError,
-    SequenceError,
-    ServerBusyError,
+    RepeatedSessionError,
     ServerInternalError,
     ServerStoppingError,
     SessionExistsError,
+    SessionFencedError,
+    SessionUnknownError,
     ShapeError,
     StateMismatchError,
+    StoreDamagedError,
+    StoreError,
     StreamLSTMError,
 )
 from streamlstm.serving import wire
-from streamlstm.serving.table import (
-    CLOSED,
-    EVICTED,
-    FENCED,
-    HANDLE_BITS,
-    Array,
-    Bulk,
-    EngineLike,
-    Peer,
-    SessionLike,
-    SessionTable,
+from streamlstm.serving.answers import (
+    RESET,
+    RESTORE,
+    RUN,
+    STEP,
+    STEPS,
+    QuarantinedError,
+    WrongSeqError,
+    digest,
 )
+from streamlstm.serving.journal import Journal
+from streamlstm.serving.rounds import QueueLimits, Request, Rounds
+from streamlstm.serving.sessions import EngineLike, Sessions
+from streamlstm.serving.table import CLOSED, EVICTED, FENCED, HANDLE_BITS, Peer
 
+if TYPE_CHECKING:
+    from streamlstm.store import Store
+
+Array = npt.NDArray[Any]
 Reply = tuple[bytes, bytes]
 """(routing id of the peer, message)"""
 
 NOTICE_SESSIONS_MAX: Final = 1000
 EVICTIONS_PER_TICK_MAX: Final = 4096
 BULKS_OF_A_PEER_MAX: Final = 16
-_ROW_MASK: Final = (1 << HANDLE_BITS) - 1
+_SLOT_MASK: Final = (1 << HANDLE_BITS) - 1
 _ALWAYS_ANSWERED: Final = frozenset({"hello", "stats"})
 _OWN_FAULT: Final = "the server failed at {doing} by its own fault; its log says more"
 STATE_OVERHEAD_BYTES_MAX: Final = 4096
@@ -69,26 +80,16 @@ class ServerState(enum.Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How much of one peer may wait; beyond it a message is answered BUSY and not stepped."""
-
-    peer_messages: int = 1024
-    peer_bytes: int = 32 << 20
-
-
 @dataclass(slots=True, eq=False)
-class _Request:
-    """A message on its way; `fields` are those of wire.REQUESTS."""
+class _Bulk:
+    """The sessions of a steps message, found and checked; good while the table's version is."""
 
-    peer: Peer
-    op: str
-    ident: wire.Ident
-    fields: tuple[Any, ...]
-    size: int
-    table: SessionTable | None = None
-    session: Any = None  # the SessionLike it is for
-    bulk: Bulk | None = None
+    sessions: Sessions
+    version: int
+    epochs_given: object
+    slots: Array
+    epochs: Array
+    group: Any = None
 
 
 class ServerProtocol:
@@ -96,7 +97,10 @@ class ServerProtocol:
 
     engines: one for each model; their model names must differ.
     read_state: State.from_bytes of those engines.
+    store: where sessions last; None keeps them in memory only. Recovers from it: raises StoreError.
+    max_resident: sessions of each model with their state in the engine; needs a store.
     ttl_s: idle time after which a session is evicted; None for never.
+    clock: measures how long turns take, to bound the queue by time; None measures nothing.
     report: called with what the server was doing and the exception, when an
         engine fails in a way that no message should be able to cause.
     """
@@ -106,42 +110,51 @@ class ServerProtocol:
         engines: Sequence[EngineLike],
         read_state: Callable[[bytes], Any],
         *,
+        store: Store | None = None,
+        max_resident: int | None = None,
         ttl_s: float | None = None,
         limits: wire.Limits | None = None,
         queue: QueueLimits | None = None,
         server: str = "streamlstm",
         now: float = 0.0,
+        clock: Callable[[], float] | None = None,
         report: Callable[[str, Exception], None] | None = None,
     ) -> None:
-        self.tables = tuple(SessionTable(engine, i) for i, engine in enumerate(engines))
-        self._by_model = {table.name: table for table in self.tables}
+        self.journal = None if store is None else Journal(store)
+        self.tables = tuple(
+            Sessions(engine, i, self.journal, max_resident) for i, engine in enumerate(engines)
+        )
+        self._by_model = {sessions.name: sessions for sessions in self.tables}
         if len(self._by_model) != len(self.tables) or not self.tables:
-            names = ", ".join(table.name for table in self.tables)
+            names = ", ".join(sessions.name for sessions in self.tables)
             raise ModelError(f"a server needs models of different names, got: {names or 'none'}")
+        if self.journal is not None:
+            self.journal.recover(self.tables, now)
         self.state = ServerState.RUNNING
-        self.pending = 0
         self.undeliverable = 0  # counted by whoever sends
         self.overrun: set[bytes] = set()  # peers with too many replies unread
         self.overruns = 0
         self._limits = limits or wire.Limits()
-        self._queue = queue or QueueLimits()
+        self._rounds = Rounds(queue or QueueLimits())
         self._decode = wire.Decoder(self._limits).request
         self._encoder = wire.Encoder()
         self._server = server
+        self._boot = int.from_bytes(os.urandom(7))
         self._read_state = read_state
         self._ttl_s = ttl_s
+        self._swept = self.journal is None
+        self._clock = clock
         self._report = report
         self._started_s = self._now = now
         self._peers: dict[bytes, Peer] = {}
         self._peers_made = 0
-        self._rounds: deque[list[_Request]] = deque()
-        self._round = 0  # number of the round that `step` takes next
         self._out: list[Reply] = []
         self._messages = self._replies = 0
         self._errors: Counter[str] = Counter()
-        self._act: dict[str, Callable[[_Request], bytes]] = {
+        self._act: dict[str, Callable[[Request], bytes]] = {
             "hello": self._hello,
             "open": self._open,
+            "fork": self._fork,
             "steps": self._steps,
             "run": self._run,
             "reset": self._reset,
@@ -167,15 +180,15 @@ class ServerProtocol:
             owner = self._peers.get(peer)
             if owner is None:
                 owner = Peer(peer, 0)  # gets its number when it has something to remember
-            request = _Request(owner, op, ident, fields, len(frames[0]))
-            if self.pending:
-                self._admit(owner, request.size)
+            request = Request(owner, op, ident, fields, len(frames[0]))
+            if self._rounds.pending and op not in _ALWAYS_ANSWERED:
+                self._rounds.admit(owner, request.size)
             if op == "steps":
                 self._place_bulk(request, now)
             elif op == "open":
                 self._place_open(request)
             elif op in _ALWAYS_ANSWERED:
-                self._schedule(request, self._round)
+                self._put(request, self._rounds.earliest)
             else:
                 self._place(request, now)
         except wire.BadMessageError as error:
@@ -187,18 +200,24 @@ class ServerProtocol:
             self._refuse(peer, ident, ServerInternalError(_OWN_FAULT.format(doing="this message")))
 
     def step(self, now: float) -> list[Reply]:
-        """Take the next round: one batched engine step for each model, then everything's replies.
+        """Take the next turn: one batched engine step for each model, then everything's replies.
 
-        Returns what to send, in order. Call again while `pending` is not 0.
+        Returns what to send, in order; all of it is committed. Call again while `pending` is not
+        0. Raises StoreError when it could not be committed: the server must end, and what it did
+        since the last turn never was.
         """
         self._now = now
-        if self._rounds:
-            self._round += 1
-            requests = self._rounds.popleft()
-            if len(requests) == 1 and requests[0].op == "step":
-                self._step_one(requests[0])
-            else:
-                self._step_round(requests)
+        requests = self._rounds.take()
+        started_s = 0.0 if self._clock is None else self._clock()
+        if len(requests) == 1 and requests[0].op == "step":
+            self._step_one(requests[0])
+        elif requests:
+            self._step_round(requests)
+        if self.journal is not None:
+            self.journal.checkpoint(self.tables, now, idle=not requests)
+            self.journal.commit()
+        if requests and self._clock is not None:
+            self._rounds.measured(requests, self._clock() - started_s)
         out, self._out = self._out, []
         self._replies += len(out)
         return out
@@ -207,20 +226,24 @@ class ServerProtocol:
         """Evict sessions idle longer than the time-to-live; the next `step` tells the owners."""
         if self._ttl_s is None:
             return
-        for table in self.tables:
+        for sessions in self.tables:
+            table = sessions.table
             lost: dict[int, tuple[Peer, list[tuple[str, int, int, int]]]] = {}
-            for row in table.idle(now - self._ttl_s, self._round, EVICTIONS_PER_TICK_MAX):
-                session, peer = table.sessions[row], table.peers[row]
-                assert peer is not None
-                entry = (session.name, table.wire_handle(row), session.epoch, session.seq)
-                lost.setdefault(peer.number, (peer, []))[1].append(entry)
-                table.release(row, EVICTED)
-                session.close()
-                table.counters.evicted += 1
+            idle = table.idle(now - self._ttl_s, self._rounds.number, EVICTIONS_PER_TICK_MAX)
+            for slot in idle:
+                peer = table.peers[slot]
+                if peer is not None:
+                    entry = self._entry(sessions, slot)
+                    lost.setdefault(peer.number, (peer, []))[1].append(entry)
+                sessions.end(slot, EVICTED)
+                sessions.evicted += 1
             for peer, entries in lost.values():
                 for start in range(0, len(entries), NOTICE_SESSIONS_MAX):
                     self._notify(peer, "evicted", entries[start : start + NOTICE_SESSIONS_MAX])
                 self._forget_if_done(peer)
+        if not self._swept and now - self._started_s > self._ttl_s:
+            # Stored sessions that nobody opened since the start have no slot to be idle in.
+            self._swept = not any(s.sweep(EVICTIONS_PER_TICK_MAX) for s in self.tables)
 
     def cut(self, address: bytes) -> None:
         """A peer's reply found no room: drop what it has here undone, until `mend`.
@@ -229,13 +252,10 @@ class ServerProtocol:
         """
         self.overrun.add(address)
         self.overruns += 1
-        for number, requests in enumerate(self._rounds):
-            dropped = [request for request in requests if request.peer.address == address]
-            if dropped:
-                self._rounds[number] = [r for r in requests if r.peer.address != address]
-                self.undeliverable += len(dropped)
-                for request in dropped:
-                    self._done(request)
+        dropped = self._rounds.drop(address)
+        self.undeliverable += len(dropped)
+        for request in dropped:
+            self._forget_if_done(request.peer)
 
     def mend(self, address: bytes) -> None:
         """A peer that was cut is gone, or reads again and was told."""
@@ -253,58 +273,65 @@ class ServerProtocol:
                     self._notify(peer, "stopping", [])
 
     def stop(self) -> None:
-        """Nothing is left to answer and nothing more will be received."""
+        """Nothing is left to answer and nothing more will be received. Raises StoreError."""
         self.state = ServerState.STOPPED
+        if self.journal is not None:
+            self.journal.finish(self.tables)
+
+    @property
+    def pending(self) -> int:
+        """Messages that wait."""
+        return self._rounds.pending
 
     @property
     def peer_messages(self) -> int:
         """Messages of one peer that may wait."""
-        return self._queue.peer_messages
+        return self._rounds.limits.peer_messages
 
     @property
     def evicted(self) -> int:
         """Sessions evicted so far."""
-        return sum(table.counters.evicted for table in self.tables)
+        return sum(sessions.evicted for sessions in self.tables)
 
-    # --- admission: who may, and in which round ---
+    # --- who may, and in which round ---
 
-    def _admit(self, peer: Peer, size: int) -> None:
-        queue = self._queue
-        if peer.pending >= queue.peer_messages or peer.pending_bytes + size > queue.peer_bytes:
-            raise ServerBusyError(
-                f"{peer.pending} messages of this client wait: "
-                "the event was not stepped, send it again later"
-            )
+    def _place(self, request: Request, now: float) -> None:
+        """Queue a message for one session after that session's last one."""
+        handle, epoch = request.fields[:2]
+        slot = handle & _SLOT_MASK
+        sessions = self._sessions(handle >> HANDLE_BITS)
+        table = sessions.table
+        table.check_owner(slot, epoch, request.peer)
+        request.sessions, request.slot = sessions, slot
+        if request.op == "step":
+            request.work += sessions.parameters
+        elif request.op == "run":
+            X = request.fields[-1]
+            rows = len(X) // sessions.event_size if isinstance(X, bytes) else len(X)
+            request.work += rows * sessions.parameters
+        number = self._rounds.after(table.row_rounds[slot], sessions.answers.window)
+        table.row_active_s[slot] = now
+        table.row_rounds[slot] = number
+        self._put(request, number)
 
-    def _place(self, request: _Request, now: float) -> None:
-        """Schedule a message for one session after that session's last one."""
-        handle: int = request.fields[0]
-        row = handle & _ROW_MASK
-        table = self._table(handle >> HANDLE_BITS)
-        request.table = table
-        request.session = table.owned(row, request.fields[1], request.peer)
-        table.row_active_s[row] = now
-        number = max(self._round, table.row_rounds[row] + 1)
-        table.row_rounds[row] = number
-        self._schedule(request, number)
-
-    def _place_bulk(self, request: _Request, now: float) -> None:
+    def _place_bulk(self, request: Request, now: float) -> None:
         bulk = self._bulk(request)
-        table, rows = bulk.table, bulk.rows
-        table.active_s[rows] = now
-        number = max(self._round, int(table.rounds[rows].max()) + 1)
-        table.rounds[rows] = number
-        request.table, request.bulk = table, bulk
-        self._schedule(request, number)
+        table, slots = bulk.sessions.table, bulk.slots
+        number = self._rounds.after(int(table.rounds[slots].max()), bulk.sessions.answers.window)
+        table.active_s[slots] = now
+        table.rounds[slots] = number
+        request.sessions, request.bulk = bulk.sessions, bulk
+        request.work += len(slots) * bulk.sessions.parameters
+        self._put(request, number)
 
-    def _bulk(self, request: _Request) -> Bulk:
+    def _bulk(self, request: Request) -> _Bulk:
         """The sessions of a steps message; clients send the same ones again and again."""
         handles_given, epochs_given = request.fields[:2]
         bulks = request.peer.bulks
-        known = bulks.get(handles_given)
+        known: _Bulk | None = bulks.get(handles_given)
         if (
             known is not None
-            and known.version == known.table.version
+            and known.version == known.sessions.table.version
             and known.epochs_given == epochs_given
         ):
             return known
@@ -318,98 +345,98 @@ class ServerProtocol:
         models = handles >> HANDLE_BITS
         if (models != models[0]).any():
             raise InputError("one steps message is for sessions of one model")
-        table = self._table(int(models[0]))
-        rows = (handles & _ROW_MASK).astype(np.uint32)
-        table.check_owned(rows, epochs, request.peer)
-        group = table.engine.group_by_handle(rows, epochs)
-        bulk = Bulk(table, table.version, epochs_given, rows.astype(np.intp), epochs, group)
+        sessions = self._sessions(int(models[0]))
+        slots = (handles & _SLOT_MASK).astype(np.intp)
+        sessions.table.check_owners(slots, epochs, request.peer)
+        if len(np.unique(slots)) != len(slots):
+            raise RepeatedSessionError("a session stands twice in one steps message")
+        bulk = _Bulk(sessions, -1, epochs_given, slots, epochs)
         if isinstance(handles_given, bytes):
             if len(bulks) >= BULKS_OF_A_PEER_MAX:
                 bulks.clear()
             bulks[handles_given] = bulk
         return bulk
 
-    def _place_open(self, request: _Request) -> None:
-        name, model, _ = request.fields
+    def _place_open(self, request: Request) -> None:
+        name, model = request.fields[:2]
         if model is None and len(self.tables) == 1:
-            table = self.tables[0]
+            sessions = self.tables[0]
         elif model in self._by_model:
-            table = self._by_model[model]
+            sessions = self._by_model[model]
         else:
             raise ModelError(
                 f"open must name one of this server's models: {', '.join(self._by_model)}"
             )
-        request.table = table
-        number = self._round
-        if name in table.engine:  # it waits for that session's messages
-            row = table.engine[name].handle
-            if row < len(table.sessions):  # else opened before there was a server
-                number = max(number, table.row_rounds[row] + 1)
-                table.row_rounds[row] = number
-        self._schedule(request, number)
+        request.sessions = sessions
+        number = self._rounds.earliest
+        slot = sessions.table.by_name.get(name)
+        if slot is not None:  # it waits for that session's messages
+            number = max(number, sessions.table.row_rounds[slot] + 1)
+            sessions.table.row_rounds[slot] = number
+        self._put(request, number)
 
-    def _table(self, index: int) -> SessionTable:
+    def _sessions(self, index: int) -> Sessions:
         if index >= len(self.tables):
             raise ProtocolError(
                 "the handle is not one of this server: use handles as open gave them"
             )
         return self.tables[index]
 
-    def _schedule(self, request: _Request, number: int) -> None:
+    def _put(self, request: Request, number: int) -> None:
         peer = request.peer
         if not peer.number:
             self._peers_made += 1
             peer.number = self._peers_made
             self._peers[peer.address] = peer
-        peer.pending += 1
-        peer.pending_bytes += request.size
-        self.pending += 1
-        index = number - self._round
-        while index >= len(self._rounds):
-            self._rounds.append([])
-        self._rounds[index].append(request)
+        self._rounds.put(request, number)
 
     # --- answering ---
 
-    def _refuse(
-        self, peer: bytes, ident: wire.Ident, error: StreamLSTMError, **details: object
-    ) -> None:
+    def _refuse(self, peer: bytes, ident: wire.Ident, error: StreamLSTMError) -> None:
         self._errors[type(error).code] += 1
+        details: dict[str, object] = getattr(error, "details", {})
         self._out.append((peer, self._encoder.error(ident, error, **details)))
 
     def _notify(self, peer: Peer, kind: str, entries: list[tuple[str, int, int, int]]) -> None:
         self._out.append((peer.address, self._encoder.notice(kind, entries)))
 
-    def _done(self, request: _Request) -> None:
-        peer = request.peer
-        peer.pending -= 1
-        peer.pending_bytes -= request.size
-        self.pending -= 1
-        if not peer.sessions:
-            self._forget_if_done(peer)
+    def _entry(self, sessions: Sessions, slot: int) -> tuple[str, int, int, int]:
+        """A session as notices tell it."""
+        table = sessions.table
+        return table.names[slot], table.handle(slot), table.row_epochs[slot], table.row_seqs[slot]
+
+    def _done(self, request: Request) -> None:
+        self._rounds.done(request)
+        if not request.peer.sessions:
+            self._forget_if_done(request.peer)
 
     def _forget_if_done(self, peer: Peer) -> None:
         if not peer.pending and not peer.sessions:
             self._peers.pop(peer.address, None)
 
-    def _reply_ok(self, request: _Request, reply: bytes) -> None:
+    def _reply_ok(self, request: Request, reply: bytes) -> None:
         self._out.append((request.peer.address, reply))
         self._done(request)
 
-    def _reply_error(self, request: _Request, error: Exception) -> None:
+    def _reply_error(self, request: Request, error: Exception) -> None:
+        if isinstance(error, StoreError) and not isinstance(error, StoreDamagedError):
+            raise error
         if not isinstance(error, StreamLSTMError):
             self._fault(request.op, error)
             error = ServerInternalError(_OWN_FAULT.format(doing=request.op))
-        self._refuse(request.peer.address, request.ident, error, **_details(error))
+        self._refuse(request.peer.address, request.ident, error)
         self._done(request)
 
     def _fault(self, doing: str, error: Exception) -> None:
         if self._report is not None:
             self._report(doing, error)
 
-    def _answer(self, request: _Request) -> None:
+    def _answer(self, request: Request) -> None:
         """Do anything but a step, alone."""
         try:
+            if request.sessions is not None and request.bulk is None and request.op != "open":
+                # A session may have changed hands since its message was queued.
+                request.sessions.table.check_owner(request.slot, request.fields[1], request.peer)
             reply = self._act[request.op](request)
         except Exception as error:
             self._reply_error(request, error)
@@ -418,56 +445,107 @@ class ServerProtocol:
 
     # --- steps ---
 
-    def _step_round(self, requests: list[_Request]) -> None:
-        events: dict[SessionTable, list[_Request]] = {}
+    def _step_round(self, requests: list[Request]) -> None:
+        events: dict[Sessions, list[Request]] = {}
         for request in requests:
             if request.op == "step":
-                assert request.table is not None
-                events.setdefault(request.table, []).append(request)
+                assert request.sessions is not None
+                events.setdefault(request.sessions, []).append(request)
             else:
                 self._answer(request)
-        for table, batch in events.items():
-            self._step_batch(table, batch)
+        for sessions, batch in events.items():
+            self._step_batch(sessions, batch)
 
-    def _step_batch(self, table: SessionTable, batch: list[_Request]) -> None:
+    def _event(self, request: Request) -> bytes | None:
+        """A step's input as bytes, or None when it was a repeat and is answered."""
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        _, epoch, seq, _, deadline, x = request.fields
+        table = sessions.table
+        table.check_owner(slot, epoch, request.peer)
+        if type(x) is not bytes or len(x) != sessions.event_size:
+            x = wire.event_bytes(x, sessions.dtype, sessions.inputs)
+        last = table.row_seqs[slot]
+        if seq is not None and seq != last + 1:
+            y = sessions.answers.find(slot, seq, digest(STEP, x), last)
+            self._reply_ok(request, self._encoder.ok(request.ident, seq, y))
+            return None
+        if deadline is not None:
+            self._check_deadline(deadline)
+        return x
+
+    def _check_deadline(self, deadline: float | None) -> None:
+        if deadline is not None and self._now > deadline:
+            raise DeadlineError(
+                f"its turn came {self._now - deadline:.3f} s after the deadline: not stepped"
+            )
+
+    def _step_one(self, request: Request) -> None:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        try:
+            x = self._event(request)
+            if x is None:
+                return
+            y = sessions.step(slot, x)
+            reply = self._encoder.ok(request.ident, sessions.table.row_seqs[slot], y)
+        except Exception as error:
+            self._reply_error(request, error)
+        else:
+            self._reply_ok(request, reply)
+
+    def _step_batch(self, sessions: Sessions, batch: list[Request]) -> None:
         """One event of each session in one engine step; who can't take part is refused alone."""
         if len(batch) == 1:
             self._step_one(batch[0])
             return
-        good: list[_Request] = []
-        rows: list[bytes] = []
+        good: list[Request] = []
+        events: list[bytes] = []
         for request in batch:
             try:
-                _check_seq(request.session, request.fields[2])
-                rows.append(wire.event_bytes(request.fields[4], table.dtype, table.inputs))
+                x = self._event(request)
+                if x is not None and request.slot in sessions.quarantined:
+                    raise QuarantinedError(sessions.table.row_seqs[request.slot])
             except Exception as error:
                 self._reply_error(request, error)
             else:
-                good.append(request)
-        if len(good) < 2:
+                if x is not None:
+                    good.append(request)
+                    events.append(x)
+        if good:
+            self._step_events(sessions, good, events)
+
+    def _step_events(self, sessions: Sessions, good: list[Request], events: list[bytes]) -> None:
+        slots = np.array([request.slot for request in good])
+        X = np.frombuffer(b"".join(events), sessions.dtype).reshape(len(good), -1)
+        known_by = np.array([crc32(x, STEP) for x in events], np.uint32)
+        try:
+            sessions.bring(slots)
+            seqs, Y = sessions.step_many(slots, X, known_by, "step")
+        except (CapacityError, StoreDamagedError):  # more than may be resident, or one is lost
             for request in good:
                 self._step_one(request)
             return
-        X = np.frombuffer(b"".join(rows), table.dtype).reshape(len(good), -1)
-        try:
-            Y = table.engine.step([request.session for request in good], X)
-        except StreamLSTMError:  # all or nothing: somebody's NaN, or a session lost meanwhile
-            self._step_apart(table, good, X)
+        except NonFiniteError:
+            self._step_apart(sessions, good, events, X)
             return
         except Exception as error:
-            self._fault("step", error)
             for request in good:
-                self._reply_error(request, ServerInternalError("the server failed at this step"))
+                self._reply_error(request, error)
             return
-        self._count(table, len(good))
-        for request, y in zip(good, Y, strict=True):
-            self._reply_ok(
-                request, self._encoder.ok(request.ident, request.session.seq, y.tobytes())
-            )
+        encode = self._encoder.ok
+        fine: Any = np.isfinite(Y).all(axis=1).tolist()
+        for request, seq, y, is_fine in zip(good, seqs.tolist(), Y, fine, strict=True):
+            if is_fine:
+                self._reply_ok(request, encode(request.ident, seq, y.tobytes()))
+            else:
+                self._reply_error(request, QuarantinedError(seq))
 
-    def _step_apart(self, table: SessionTable, batch: list[_Request], X: Array) -> None:
+    def _step_apart(
+        self, sessions: Sessions, batch: list[Request], events: list[bytes], X: Array
+    ) -> None:
         """A refused batch again: without the rows that are not finite, then one by one."""
-        finite = [bool(np.isfinite(x).all()) for x in X]
+        finite: Any = np.isfinite(X).all(axis=1).tolist()
         if all(finite):
             for request in batch:
                 self._step_one(request)
@@ -475,146 +553,203 @@ class ServerProtocol:
         for request, fine in zip(batch, finite, strict=True):
             if not fine:
                 self._reply_error(request, NonFiniteError("the event holds NaN or infinity"))
-        rest = [request for request, fine in zip(batch, finite, strict=True) if fine]
+        rest = [k for k, fine in enumerate(finite) if fine]
         if rest:
-            self._step_batch(table, rest)
+            self._step_events(sessions, [batch[k] for k in rest], [events[k] for k in rest])
 
-    def _step_one(self, request: _Request) -> None:
-        table, session = request.table, request.session
-        assert table is not None
-        _, _, seq, _, x = request.fields
-        try:
-            if seq != session.seq + 1:
-                _check_seq(session, seq)
-            if type(x) is not bytes or len(x) != table.event_size:
-                x = wire.event_bytes(x, table.dtype, table.inputs)
-            table.x_bytes[:] = x
-            session.step_into(table.x, table.y)
-            reply = self._encoder.ok(request.ident, session.seq, table.y_bytes)
-        except Exception as error:
-            self._reply_error(request, error)
-        else:
-            table.counters.events += 1
-            table.counters.micro_batches += 1
-            self._reply_ok(request, reply)
-
-    def _steps(self, request: _Request) -> bytes:
-        bulk = request.bulk
-        assert bulk is not None
-        table, rows, group = bulk.table, bulk.rows, bulk.group
-        X = wire.matrix(request.fields[4], table.dtype, table.inputs)
-        if len(X) != len(rows):
-            raise ShapeError(f"steps for {len(rows)} sessions needs as many events, got {len(X)}")
+    def _steps(self, request: Request) -> bytes:
+        bulk: _Bulk = request.bulk
+        sessions, slots = bulk.sessions, bulk.slots
+        table = sessions.table
+        _, _, seqs_given, _, deadline, payload = request.fields
+        X = wire.matrix(payload, sessions.dtype, sessions.inputs)
+        if len(X) != len(slots):
+            raise ShapeError(f"steps for {len(slots)} sessions needs as many events, got {len(X)}")
         if bulk.version != table.version:  # somebody took one over since, perhaps
-            table.check_owned(rows, bulk.epochs, request.peer)
-        seqs = group.seqs + 1
-        if request.fields[2] is not None:
-            given = wire.integers(request.fields[2], "<i8", "seqs")
-            if given.shape != seqs.shape:
-                raise ShapeError(f"steps for {len(rows)} sessions needs as many seqs")
-            if not np.array_equal(given, seqs):
-                index = int(np.argmax(given != seqs))
-                raise _WrongSeqError(int(given[index]), int(seqs[index]), index)
-        Y = group.step(X)
-        self._count(table, len(rows))
+            table.check_owners(slots, bulk.epochs, request.peer)
+        known_by = digest(STEPS, payload if isinstance(payload, bytes) else X.tobytes())
+        if seqs_given is not None:
+            given = wire.integers(seqs_given, "<i8", "seqs")
+            if given.shape != slots.shape:
+                raise ShapeError(f"steps for {len(slots)} sessions needs as many seqs")
+            lasts = table.seqs[slots]
+            if not np.array_equal(given, lasts + 1):
+                return self._steps_again(request, given, lasts, known_by)
+        self._check_deadline(deadline)
+        if bulk.version != table.version:
+            sessions.bring(slots)
+            bulk.group = sessions.group(slots)
+            bulk.version = table.version
+        seqs, Y = sessions.step_many(slots, X, known_by, "steps", bulk.group)
+        if table.version != bulk.version:
+            held = [int(slot) for slot in slots if int(slot) in sessions.quarantined]
+            self._notify(request.peer, "quarantined", [self._entry(sessions, s) for s in held])
         return self._encoder.ok(request.ident, seqs.tobytes(), Y.tobytes())
 
-    def _count(self, table: SessionTable, events: int) -> None:
-        table.counters.events += events
-        table.counters.micro_batches += 1
+    def _steps_again(self, request: Request, given: Array, lasts: Array, known_by: int) -> bytes:
+        """Answer a repeat of `steps`; refuse what is neither all new nor all known."""
+        if (given > lasts).any():
+            index = int(np.argmax(given != lasts + 1))
+            raise WrongSeqError(int(given[index]), int(lasts[index]) + 1, index)
+        sessions, slots = request.bulk.sessions, request.bulk.slots
+        Y = sessions.answers.find_many(slots, given, known_by, lasts)
+        return self._encoder.ok(request.ident, given.tobytes(), Y.tobytes())
 
-    # --- everything else ---
+    def _run(self, request: Request) -> bytes:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        _, _, first, _, deadline, payload = request.fields
+        X = wire.matrix(payload, sessions.dtype, sessions.inputs)
+        if len(X) > sessions.run_rows:
+            raise ShapeError(
+                f"a run has {len(X)} events; model {sessions.name!r} takes {sessions.run_rows} in "
+                "one message (run_rows): send it in pieces"
+            )
+        last = sessions.table.row_seqs[slot]
+        if not len(X):
+            return self._encoder.ok(request.ident, last, b"")
+        if first is not None and first != last + 1:
+            known_by = digest(RUN, X.tobytes())
+            Y = sessions.answers.find_run(slot, first, len(X), known_by, last)
+            return self._encoder.ok(request.ident, first + len(X) - 1, Y)
+        self._check_deadline(deadline)
+        Y = sessions.run(slot, X)
+        return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], Y)
 
-    def _hello(self, request: _Request) -> bytes:
+    # --- other changes of a session ---
+
+    def _is_new(self, request: Request, seq: int | None, known_by: int) -> bool:
+        """Whether a numbered change is the next one; a repeat is not, anything else is refused."""
+        assert request.sessions is not None
+        last = request.sessions.table.row_seqs[request.slot]
+        if seq is None or seq == last + 1:
+            return True
+        request.sessions.answers.find(request.slot, seq, known_by, last)
+        return False
+
+    def _reset(self, request: Request) -> bytes:
+        sessions, seq = request.sessions, request.fields[2]
+        assert sessions is not None
+        if self._is_new(request, seq, digest(RESET, b"")):
+            sessions.reset(request.slot)
+            seq = sessions.table.row_seqs[request.slot]
+        return self._encoder.ok(request.ident, seq)
+
+    def _restore(self, request: Request) -> bytes:
+        sessions, (_, _, seq, blob) = request.sessions, request.fields
+        assert sessions is not None
+        size_max = sessions.model.state_size * sessions.dtype.itemsize + STATE_OVERHEAD_BYTES_MAX
+        if len(blob) > size_max:
+            raise StateMismatchError(
+                f"a state of model {sessions.name!r} has at most {size_max} bytes, got {len(blob)}"
+            )
+        known_by = digest(RESTORE, blob)
+        if self._is_new(request, seq, known_by):
+            sessions.restore(request.slot, self._read_state(blob), known_by)
+            seq = sessions.table.row_seqs[request.slot]
+        return self._encoder.ok(request.ident, seq)
+
+    def _state(self, request: Request) -> bytes:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        blob = sessions.state(slot).to_bytes()
+        return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], blob)
+
+    def _close(self, request: Request) -> bytes:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        seq = sessions.table.row_seqs[slot]
+        sessions.end(slot, CLOSED)
+        return self._encoder.ok(request.ident, seq)
+
+    # --- opening ---
+
+    def _open(self, request: Request) -> bytes:
+        sessions = request.sessions
+        assert sessions is not None
+        name, _, resume, epoch, token = request.fields
+        slot = sessions.find(name, self._now)
+        if slot is None:
+            if resume and epoch is not None:
+                sessions.check_model(name)
+                raise _UnknownNameError(name)
+            slot = sessions.open(name, token or 0, self._now)
+            sessions.table.own(slot, request.peer, self._now)
+        elif token and sessions.table.tokens[slot] == token:
+            self._hand_over(sessions, slot, request.peer)  # the same request again
+        elif not resume:
+            raise _exists(sessions, name)
+        elif epoch is None or sessions.table.row_epochs[slot] == epoch:
+            self._hand_over(sessions, slot, request.peer)
+            sessions.begin_epoch(slot, token or 0)
+        else:
+            raise SessionFencedError(
+                f"session {name!r} was opened elsewhere since epoch {epoch}: open it with resume "
+                "and no epoch to take it back"
+            )
+        return self._opened(request, sessions, slot)
+
+    def _fork(self, request: Request) -> bytes:
+        sessions = request.sessions
+        assert sessions is not None
+        _, _, seq, name, token = request.fields
+        slot = sessions.find(name, self._now)
+        if slot is None:
+            last = sessions.table.row_seqs[request.slot]
+            if seq is not None and seq != last:
+                raise WrongSeqError(seq, last + 1)
+            slot = sessions.fork(request.slot, name, token or 0, self._now)
+            sessions.table.own(slot, request.peer, self._now)
+        elif token and sessions.table.tokens[slot] == token:
+            self._hand_over(sessions, slot, request.peer)
+        else:
+            raise _exists(sessions, name)
+        return self._opened(request, sessions, slot)
+
+    def _hand_over(self, sessions: Sessions, slot: int, peer: Peer) -> None:
+        if sessions.table.peers[slot] is peer:
+            return
+        entry = self._entry(sessions, slot)
+        old = sessions.table.disown(slot, FENCED)
+        if old is not None:
+            self._notify(old, "fenced", [entry])
+            self._forget_if_done(old)
+        sessions.table.own(slot, peer, self._now)
+
+    def _opened(self, request: Request, sessions: Sessions, slot: int) -> bytes:
+        _, handle, epoch, seq = self._entry(sessions, slot)
+        model = sessions.model
+        return self._encoder.ok(request.ident, handle, epoch, seq, model.name, model.fingerprint)
+
+    # --- what the server tells of itself ---
+
+    def _hello(self, request: Request) -> bytes:
+        queue = self._rounds.limits
         return self._encoder.ok(
             request.ident,
             {
                 "server": self._server,
                 "versions": [wire.VERSION],
-                "models": [_describe(table) for table in self.tables],
+                "boot": self._boot,
+                "clock": self._now,
+                "durability": self._durability,
+                "models": [_describe(sessions) for sessions in self.tables],
                 "limits": {
                     "frame_bytes": self._limits.frame_bytes,
                     "name_bytes": self._limits.name_bytes,
                     "list_items": self._limits.items,
-                    "pending_messages": self._queue.peer_messages,
-                    "pending_bytes": self._queue.peer_bytes,
+                    "pending_messages": queue.peer_messages,
+                    "pending_bytes": queue.peer_bytes,
                     "ttl_s": self._ttl_s,
                 },
             },
         )
 
-    def _open(self, request: _Request) -> bytes:
-        table = request.table
-        assert table is not None
-        engine = table.engine
-        name, _, resume = request.fields
-        if name not in engine:
-            session: SessionLike = engine.open(name)
-        elif resume:
-            session = self._take_over(table, engine[name], request.peer)
-        else:
-            raise SessionExistsError(
-                f"session {name!r} of model {table.name!r} is open already: "
-                "choose another name, or open it with resume to take it over"
-            )
-        table.bind(session, request.peer, self._now)
-        handle = table.wire_handle(session.handle)
-        return self._encoder.ok(request.ident, handle, session.epoch, session.seq, table.name)
+    @property
+    def _durability(self) -> str:
+        return "memory" if self.journal is None else self.journal.store.durability
 
-    def _take_over(self, table: SessionTable, session: SessionLike, peer: Peer) -> SessionLike:
-        row = session.handle
-        old = table.peers[row] if row < len(table.peers) else None
-        if old is not None and old is not peer:
-            entry = (session.name, table.wire_handle(row), session.epoch, session.seq)
-            self._notify(old, "fenced", [entry])
-        taken: SessionLike = session.take_over()
-        if old is not None:
-            table.release(row, FENCED)
-            self._forget_if_done(old)
-        return taken
-
-    def _run(self, request: _Request) -> bytes:
-        table, session = request.table, request.session
-        assert table is not None
-        _check_seq(session, request.fields[2])
-        X = wire.matrix(request.fields[4], table.dtype, table.inputs)
-        if len(X) > table.run_rows:
-            raise ShapeError(
-                f"a run has {len(X)} events; model {table.name!r} takes {table.run_rows} in one "
-                "message (run_rows): send it in pieces"
-            )
-        Y = session.run(X)
-        self._count(table, len(X))
-        return self._encoder.ok(request.ident, session.seq, Y.tobytes())
-
-    def _reset(self, request: _Request) -> bytes:
-        request.session.reset()
-        return self._encoder.ok(request.ident, request.session.seq)
-
-    def _state(self, request: _Request) -> bytes:
-        session = request.session
-        return self._encoder.ok(request.ident, session.seq, session.state().to_bytes())
-
-    def _restore(self, request: _Request) -> bytes:
-        table, blob = request.table, request.fields[2]
-        assert table is not None
-        size_max = table.model.state_size * table.dtype.itemsize + STATE_OVERHEAD_BYTES_MAX
-        if len(blob) > size_max:
-            raise StateMismatchError(
-                f"a state of model {table.name!r} has at most {size_max} bytes, got {len(blob)}"
-            )
-        request.session.restore(self._read_state(blob))
-        return self._encoder.ok(request.ident, request.session.seq)
-
-    def _close(self, request: _Request) -> bytes:
-        session, table = request.session, request.table
-        assert table is not None
-        seq, row = session.seq, session.handle
-        session.close()
-        table.release(row, CLOSED)
-        return self._encoder.ok(request.ident, seq)
-
-    def _stats(self, request: _Request) -> bytes:
+    def _stats(self, request: Request) -> bytes:
         return self._encoder.ok(request.ident, self.stats(self._now))
 
     def stats(self, now: float) -> dict[str, Any]:
@@ -623,56 +758,64 @@ class ServerProtocol:
             "server": self._server,
             "state": self.state.value,
             "uptime_s": now - self._started_s,
-            "durability": "memory",
+            "durability": self._durability,
+            "recovered_events": 0 if self.journal is None else self.journal.recovered,
             "clients": sum(1 for peer in self._peers.values() if peer.sessions),
             "pending": self.pending,
+            "wait_s": self._rounds.wait_s,
             "messages": self._messages,
             "replies": self._replies,
             "undeliverable": self.undeliverable,
             "overruns": self.overruns,
             "errors": dict(self._errors),
             "models": {
-                table.name: {
-                    "sessions": len(table.engine),
-                    "max_sessions": table.engine.max_sessions,
-                    "state_bytes": table.engine.state_bytes,
-                    "events": table.counters.events,
-                    "micro_batches": table.counters.micro_batches,
-                    "evicted": table.counters.evicted,
-                    "fingerprint": table.model.fingerprint,
+                sessions.name: {
+                    "sessions": sessions.total,
+                    "resident": len(sessions.engine),
+                    "spilled": sessions.spilled,
+                    "quarantined": len(sessions.quarantined),
+                    "stepped_alone": sessions.alone,
+                    "max_sessions": sessions.engine.max_sessions,
+                    "state_bytes": sessions.engine.state_bytes,
+                    "events": sessions.events,
+                    "micro_batches": sessions.micro_batches,
+                    "evicted": sessions.evicted,
+                    "fingerprint": sessions.model.fingerprint,
+                    "arithmetic": sessions.engine.arithmetic,
                 }
-                for table in self.tables
+                for sessions in self.tables
             },
         }
 
 
-class _WrongSeqError(SequenceError):
-    """Keeps the numbers for the reply's details."""
+class _UnknownNameError(SessionUnknownError):
+    """Keeps the last durable seq for the reply's details: there is none left."""
 
-    def __init__(self, given: int, expected: int, index: int | None = None) -> None:
-        where = "" if index is None else f"index {index}: "
-        super().__init__(f"{where}the event has seq {given}, the session's next is {expected}")
-        self.details = {"expected": expected} | ({} if index is None else {"index": index})
-
-
-def _details(error: Exception) -> dict[str, object]:
-    return dict(error.details) if isinstance(error, _WrongSeqError) else {}
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no session {name!r} is here or in the store, its state is gone: open it anew and "
+            "feed it from event 1"
+        )
+        self.details = {"seq": 0}
 
 
-def _check_seq(session: SessionLike, given: int | None) -> None:
-    if given is not None and given != session.seq + 1:
-        raise _WrongSeqError(given, session.seq + 1)
+def _exists(sessions: Sessions, name: str) -> SessionExistsError:
+    return SessionExistsError(
+        f"session {name!r} of model {sessions.name!r} is open already: "
+        "choose another name, or open it with resume to take it over"
+    )
 
 
-def _describe(table: SessionTable) -> dict[str, Any]:
-    model = table.model
-    largest = getattr(table.engine, "largest_event", None)
+def _describe(sessions: Sessions) -> dict[str, Any]:
+    model = sessions.model
+    largest = sessions.engine.largest_event
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "dtype": np.dtype(model.dtype).name,
         "inputs": [[feature.name, feature.unit] for feature in model.inputs],
         "outputs": [[feature.name, feature.unit] for feature in model.outputs],
-        "run_rows": table.run_rows,
+        "run_rows": sessions.run_rows,
+        "window": sessions.answers.window,
         "largest": None if largest is None else [float(number) for number in largest],
     }

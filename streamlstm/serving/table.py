@@ -1,9 +1,10 @@
-"""Who owns which row of one engine: lists for one event, arrays so that a bulk takes one pass."""
+"""Who owns which session of a model: its slot, epoch and seq, as arrays."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,76 +20,7 @@ from streamlstm.errors import (
 Array = npt.NDArray[Any]
 
 HANDLE_BITS: Final = 32
-"""A wire handle is ``model index << 32 | engine handle``; clients must not look inside."""
-
-RUN_WORK_MAX: Final = 200_000_000
-"""Parameters times rows of one run: some 0.1 s in which nobody else is served."""
-
-
-# What the service needs of an engine. streamlstm.engine has it, and so has the tests' fake one.
-
-
-class FeatureLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-
-
-class ModelLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def inputs(self) -> tuple[FeatureLike, ...]: ...
-    @property
-    def outputs(self) -> tuple[FeatureLike, ...]: ...
-    @property
-    def state_size(self) -> int: ...
-    @property
-    def parameters(self) -> int: ...
-
-
-class SessionLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def handle(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def seq(self) -> int: ...
-    def step_into(self, x: Any, out: Any) -> None: ...
-    def run(self, X: Any) -> Array: ...
-    def state(self) -> Any: ...
-    def restore(self, state: Any) -> None: ...
-    def reset(self) -> None: ...
-    def take_over(self) -> Any: ...
-    def close(self) -> None: ...
-
-
-class GroupLike(Protocol):
-    @property
-    def seqs(self) -> Array: ...
-    def step(self, X: Any) -> Array: ...
-
-
-class EngineLike(Protocol):
-    @property
-    def model(self) -> Any: ...  # a ModelLike
-    @property
-    def max_sessions(self) -> int: ...
-    @property
-    def state_bytes(self) -> int: ...
-    def __len__(self) -> int: ...
-    def __contains__(self, name: object) -> bool: ...
-    def __getitem__(self, name: str) -> Any: ...  # a SessionLike
-    def open(self, name: str) -> Any: ...
-    def step(self, sessions: Any, X: Any) -> Array: ...
-    def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
+"""A wire handle is ``model index << 32 | slot``; clients must not look inside."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,26 +32,7 @@ class Peer:
     sessions: int = 0
     pending: int = 0
     pending_bytes: int = 0
-    bulks: dict[bytes, Bulk] = field(default_factory=dict)  # by their handles, as they came
-
-
-@dataclass(slots=True, eq=False)
-class Bulk:
-    """The sessions of a steps message, found and checked; good while the table's version is."""
-
-    table: SessionTable
-    version: int
-    epochs_given: object
-    rows: Array
-    epochs: Array
-    group: GroupLike
-
-
-@dataclass(slots=True)
-class Counters:
-    events: int = 0
-    micro_batches: int = 0
-    evicted: int = 0
+    bulks: dict[bytes, Any] = field(default_factory=dict)  # by their handles, as they came
 
 
 _LOST: Final[tuple[tuple[type[SessionError], str], ...]] = (
@@ -127,7 +40,8 @@ _LOST: Final[tuple[tuple[type[SessionError], str], ...]] = (
     (SessionClosedError, "session handle {handle} was closed"),
     (
         SessionFencedError,
-        "another owner opened the session of handle {handle}: open it with resume to take it back",
+        "the session of handle {handle} is another connection's: open it with resume to take it "
+        "back",
     ),
     (
         SessionEvictedError,
@@ -138,125 +52,176 @@ _LOST: Final[tuple[tuple[type[SessionError], str], ...]] = (
 UNKNOWN, CLOSED, FENCED, EVICTED = range(4)
 
 
-@dataclass(slots=True, eq=False)
 class SessionTable:
-    """The sessions of one engine as the service sees them, one entry for each engine row."""
+    """Sessions by slot: a slot is a session's from its opening to its end, wherever its state is.
 
-    engine: EngineLike
-    index: int
-    version: int = 0  # grows whenever a session is bound or released
-    counters: Counters = field(default_factory=Counters)
-    sessions: list[Any] = field(default_factory=list)  # SessionLike or None
-    peers: list[Peer | None] = field(default_factory=list)
-    owners: Array = field(default_factory=lambda: np.zeros(0, np.int64))  # Peer.number
-    epochs: Array = field(default_factory=lambda: np.zeros(0, np.uint32))
-    active_s: Array = field(default_factory=lambda: np.zeros(0, np.float64))
-    rounds: Array = field(default_factory=lambda: np.zeros(0, np.int64))  # last one scheduled
-    lost_epochs: Array = field(default_factory=lambda: np.zeros(0, np.uint32))
-    lost_causes: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
-    model: ModelLike = field(init=False)
-    dtype: np.dtype[Any] = field(init=False)
-    inputs: int = field(init=False)
-    event_size: int = field(init=False)  # bytes
-    run_rows: int = field(init=False)  # of one run at most
-    x: Array = field(init=False)  # one event and its output, and their bytes
-    y: Array = field(init=False)
-    x_bytes: Any = field(init=False)
-    y_bytes: Any = field(init=False)
-    # The same memory for one row at a time: four times as fast as an array's index.
-    row_active_s: Any = field(init=False)  # memoryview
-    row_rounds: Any = field(init=False)
+    One array for each fact, so that a bulk is checked in one pass.
+    """
 
-    def __post_init__(self) -> None:
-        self.model = self.engine.model
-        self.dtype = np.dtype(self.model.dtype)
-        self.inputs = len(self.model.inputs)
-        self.event_size = self.inputs * self.dtype.itemsize
-        # A step multiplies and adds about as often as the model has parameters.
-        self.run_rows = max(1, RUN_WORK_MAX // self.model.parameters)
-        self.x = np.zeros(self.inputs, self.dtype)
-        self.y = np.zeros(len(self.model.outputs), self.dtype)
-        self.x_bytes, self.y_bytes = self.x.data.cast("B"), self.y.data.cast("B")
-        self._grow(64)
+    _ARRAYS: Final = {
+        "owners": np.int64,  # Peer.number, 0 for nobody
+        "epochs": np.uint32,
+        "seqs": np.int64,  # of the last change applied
+        "tokens": np.int64,  # of the open that began the epoch, 0 for none
+        "ids": np.int64,  # in the store
+        "dirty": np.bool_,  # changed since its row was written
+        "active_s": np.float64,
+        "rounds": np.int64,  # the last one with a message for it
+        "lost_epochs": np.uint32,
+        "lost_causes": np.uint8,
+    }
+    owners: Array
+    epochs: Array
+    seqs: Array
+    tokens: Array
+    ids: Array
+    dirty: Array
+    active_s: Array
+    rounds: Array
+    lost_epochs: Array
+    lost_causes: Array
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.version = 0  # grows whenever a session changes hands or place
+        self.by_name: dict[str, int] = {}
+        self.names: list[str] = []  # "" for a free slot
+        self.peers: list[Peer | None] = []
+        self._free: list[int] = []
+        # The arrays' memory for one slot at a time: four times as fast as an array's index.
+        self.row_active_s: Any = None
+        self.row_rounds: Any = None
+        self.row_epochs: Any = None
+        self.row_seqs: Any = None
+        self.row_dirty: Any = None
+        for name, dtype in self._ARRAYS.items():
+            setattr(self, name, np.zeros(0, dtype))
+        self.grow(64)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
 
     @property
-    def name(self) -> str:
-        return self.model.name
+    def slots(self) -> int:
+        """How many there are, free ones included."""
+        return len(self.names)
 
-    def wire_handle(self, row: int) -> int:
-        return self.index << HANDLE_BITS | row
+    def handle(self, slot: int) -> int:
+        """What clients call a slot."""
+        return self.index << HANDLE_BITS | slot
 
-    def bind(self, session: SessionLike, peer: Peer, now: float) -> None:
-        """Give a session that nobody has to a peer."""
-        row = session.handle
-        if row >= len(self.sessions):
-            self._grow(row + 1)
+    @property
+    def full(self) -> bool:
+        """Whether `add` needs a `grow` first."""
+        return not self._free
+
+    def add(
+        self, name: str, session_id: int, *, epoch: int, token: int, seq: int, now: float
+    ) -> int:
+        """A slot for a session that nobody owns yet; epoch 0 stands for any new one."""
+        slot = self._free.pop()
         self.version += 1
-        self.sessions[row] = session
-        self.peers[row] = peer
-        self.owners[row] = peer.number
-        self.epochs[row] = session.epoch
-        self.active_s[row] = now
+        self.by_name[name] = slot
+        self.names[slot] = name
+        self.ids[slot] = session_id
+        self.epochs[slot] = epoch or self._next_epoch(slot)
+        self.tokens[slot] = token
+        self.seqs[slot] = seq
+        self.dirty[slot] = False
+        self.active_s[slot] = now
+        return slot
+
+    def _next_epoch(self, slot: int) -> int:
+        # The first of a slot is random: a handle of an earlier server must not fit by chance.
+        last = int(self.lost_epochs[slot]) or int.from_bytes(os.urandom(4))
+        return (last + 1) % (1 << 32) or 1
+
+    def remove(self, slot: int, cause: int) -> None:
+        """The session ends, or is forgotten here."""
+        self.disown(slot, cause)
+        self.lost_epochs[slot] = self.epochs[slot]
+        self.lost_causes[slot] = cause
+        del self.by_name[self.names[slot]]
+        self.names[slot] = ""
+        self.dirty[slot] = False
+        self._free.append(slot)
+
+    def own(self, slot: int, peer: Peer, now: float) -> None:
+        """Give a session that nobody owns to a peer."""
+        self.version += 1
+        self.peers[slot] = peer
+        self.owners[slot] = peer.number
+        self.active_s[slot] = now
         peer.sessions += 1
 
-    def release(self, row: int, cause: int) -> None:
-        """Take a session from its owner and remember why."""
-        peer = self.peers[row]
-        assert peer is not None
+    def disown(self, slot: int, cause: int) -> Peer | None:
+        """Take a session from its owner, if it has one, and remember why."""
         self.version += 1
-        peer.sessions -= 1
-        self.lost_epochs[row] = self.epochs[row]
-        self.lost_causes[row] = cause
-        self.sessions[row] = self.peers[row] = None
-        self.owners[row] = 0
+        peer, self.peers[slot] = self.peers[slot], None
+        self.owners[slot] = 0
+        self.lost_epochs[slot] = self.epochs[slot]
+        self.lost_causes[slot] = cause
+        if peer is not None:
+            peer.sessions -= 1
+        return peer
 
-    def owned(self, row: int, epoch: int, peer: Peer) -> SessionLike:
-        """The session of a row that `peer` owns at that epoch; else the SessionError that fits."""
-        if row < len(self.peers) and self.peers[row] is peer:
-            session: SessionLike = self.sessions[row]
-            if session.epoch == epoch:
-                return session
-        raise self.lost(row, epoch)
+    def begin_epoch(self, slot: int, token: int) -> None:
+        """A new ownership; what was sent under the last one fits no more."""
+        self.version += 1
+        self.lost_epochs[slot] = self.epochs[slot]
+        self.lost_causes[slot] = FENCED
+        # A store that power loss took back must not give the same epoch to another: not just + 1.
+        stride = 1 + int.from_bytes(os.urandom(2)) if self.ids[slot] else 1
+        self.epochs[slot] = (int(self.epochs[slot]) + stride) % (1 << 32) or 1
+        self.tokens[slot] = token
 
-    def check_owned(self, rows: Array, epochs: Array, peer: Peer) -> None:
-        """`owned` for many rows [n] in one pass; the error names the first index that is not."""
-        if len(rows) and int(rows.max()) >= len(self.owners):
-            index = int(np.argmax(rows >= len(self.owners)))
+    def check_owner(self, slot: int, epoch: int, peer: Peer) -> None:
+        """Raise the SessionError that fits unless `peer` owns the slot at that epoch."""
+        if not (
+            slot < len(self.peers) and self.peers[slot] is peer and self.row_epochs[slot] == epoch
+        ):
+            raise self.lost(slot, epoch)
+
+    def check_owners(self, slots: Array, epochs: Array, peer: Peer) -> None:
+        """`check_owner` for many slots [n] in one pass; the error names the first index."""
+        if len(slots) and int(slots.max()) >= len(self.owners):
+            index = int(np.argmax(slots >= len(self.owners)))
         else:
-            # A peer that has nothing has number 0, as rows that nobody has.
-            good = (self.owners[rows] == peer.number) & (self.epochs[rows] == epochs)
+            # A peer that has nothing has number 0, as slots that nobody has.
+            good = (self.owners[slots] == peer.number) & (self.epochs[slots] == epochs)
             good &= peer.number > 0
             if good.all():
                 return
             index = int(np.argmin(good))
-        error = self.lost(int(rows[index]), int(epochs[index]))
+        error = self.lost(int(slots[index]), int(epochs[index]))
         raise type(error)(f"index {index}: {error}")
 
-    def lost(self, row: int, epoch: int) -> SessionError:
+    def lost(self, slot: int, epoch: int) -> SessionError:
         cause = UNKNOWN
-        if row < len(self.peers):
-            if self.lost_causes[row] and self.lost_epochs[row] == epoch:
-                cause = int(self.lost_causes[row])
-            elif self.peers[row] is not None and self.epochs[row] == epoch:
+        if slot < len(self.names):
+            if self.names[slot] and self.epochs[slot] == epoch:
                 cause = FENCED  # alive, and another connection's
+            elif self.lost_causes[slot] and self.lost_epochs[slot] == epoch:
+                cause = int(self.lost_causes[slot])
         cls, sentence = _LOST[cause]
-        return cls(sentence.format(handle=self.wire_handle(row), epoch=epoch))
+        return cls(sentence.format(handle=self.handle(slot), epoch=epoch))
 
     def idle(self, before_s: float, round_now: int, at_most: int) -> list[int]:
-        """Rows unused since `before_s` with nothing scheduled."""
-        idle = (self.owners > 0) & (self.active_s < before_s) & (self.rounds < round_now)
-        return [int(row) for row in np.flatnonzero(idle)[:at_most]]
+        """Slots in use, but not since `before_s`, with nothing scheduled."""
+        idle = (self.active_s < before_s) & (self.rounds < round_now)
+        slots = [int(slot) for slot in np.flatnonzero(idle) if self.names[slot]]
+        return slots[:at_most]
 
-    def _grow(self, rows: int) -> None:
-        size = max(rows, 2 * len(self.sessions))
-        extra = size - len(self.sessions)
-        self.sessions.extend([None] * extra)
+    def grow(self, slots: int) -> None:
+        """Have so many slots."""
+        have = len(self.names)
+        extra = slots - have
+        self.names.extend([""] * extra)
         self.peers.extend([None] * extra)
-        self.owners = np.append(self.owners, np.zeros(extra, self.owners.dtype))
-        self.epochs = np.append(self.epochs, np.zeros(extra, self.epochs.dtype))
-        self.active_s = np.append(self.active_s, np.zeros(extra))
-        self.rounds = np.append(self.rounds, np.full(extra, -1, self.rounds.dtype))
-        self.lost_epochs = np.append(self.lost_epochs, np.zeros(extra, self.lost_epochs.dtype))
-        self.lost_causes = np.append(self.lost_causes, np.zeros(extra, self.lost_causes.dtype))
-        self.row_active_s = self.active_s.data
-        self.row_rounds = self.rounds.data
+        self._free.extend(range(slots - 1, have - 1, -1))
+        for name, dtype in self._ARRAYS.items():
+            setattr(self, name, np.append(getattr(self, name), np.zeros(extra, dtype)))
+        self.rounds[have:] = -1
+        self.row_active_s, self.row_rounds = self.active_s.data, self.rounds.data
+        self.row_epochs, self.row_seqs = self.epochs.data, self.seqs.data
+        self.row_dirty = self.dirty.data

@@ -123,6 +123,17 @@ _HANDLE: Final[_Check] = ("handle", _is_handle, "an unsigned 64-bit integer")
 _EPOCH: Final[_Check] = ("epoch", _is_epoch, "an unsigned 32-bit integer")
 _SEQ: Final[_Check] = ("seq", _is_seq, "an integer of 0 or more, or nil")
 _TIME: Final[_Check] = ("time", _is_time, "a finite number of seconds, or nil")
+_DEADLINE: Final[_Check] = ("deadline", _is_time, "finite seconds of the server's clock, or nil")
+_OLD_EPOCH: Final[_Check] = (
+    "epoch",
+    lambda value: value is None or _is_epoch(value),
+    "an unsigned 32-bit integer, or nil",
+)
+_TOKEN: Final[_Check] = (
+    "token",
+    lambda value: _is_seq(value) and value != 0,
+    "an integer of 1 to 2**63 - 1, or nil",
+)
 _PAYLOAD: Final[_Check] = ("payload", _is_payload, "bin or a list of numbers")
 _VECTORS: Final[tuple[_Check, ...]] = (
     ("handles", _is_vector, "bin of little-endian uint64, or a list of integers"),
@@ -138,13 +149,14 @@ _INFO: Final[_Check] = ("client", lambda value: type(value) is dict, "a map")
 
 REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
     "hello": (_INFO,),
-    "open": (_NAME, _MODEL, _RESUME),
-    "step": (_HANDLE, _EPOCH, _SEQ, _TIME, _PAYLOAD),
-    "steps": (*_VECTORS, _TIME, _PAYLOAD),
-    "run": (_HANDLE, _EPOCH, _SEQ, _TIME, _PAYLOAD),
-    "reset": (_HANDLE, _EPOCH),
+    "open": (_NAME, _MODEL, _RESUME, _OLD_EPOCH, _TOKEN),
+    "fork": (_HANDLE, _EPOCH, _SEQ, _NAME, _TOKEN),
+    "step": (_HANDLE, _EPOCH, _SEQ, _TIME, _DEADLINE, _PAYLOAD),
+    "steps": (*_VECTORS, _TIME, _DEADLINE, _PAYLOAD),
+    "run": (_HANDLE, _EPOCH, _SEQ, _TIME, _DEADLINE, _PAYLOAD),
+    "reset": (_HANDLE, _EPOCH, _SEQ),
     "state": (_HANDLE, _EPOCH),
-    "restore": (_HANDLE, _EPOCH, _BLOB),
+    "restore": (_HANDLE, _EPOCH, _SEQ, _BLOB),
     "close": (_HANDLE, _EPOCH),
     "stats": (),
 }
@@ -152,7 +164,8 @@ REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
 
 REPLY_VALUES: Final = {
     "hello": 1,
-    "open": 4,
+    "open": 5,
+    "fork": 5,
     "step": 2,
     "steps": 2,
     "run": 2,
@@ -167,15 +180,15 @@ REPLY_VALUES: Final = {
 
 def _is_plain_step(fields: tuple[Any, ...]) -> bool:
     """Whether fields are good for step, said at once for its usual form."""
-    if len(fields) != 5:
+    if len(fields) != 6:
         return False
-    handle, epoch, seq, time, x = fields
+    handle, epoch, seq, time, deadline, x = fields
     return (
         type(handle) is type(epoch) is type(seq) is int
         and 0 <= handle < 1 << 64
         and 0 <= epoch < 1 << 32
         and 0 <= seq < 1 << 63
-        and time is None
+        and time is deadline is None
         and type(x) is bytes
     )
 
@@ -312,8 +325,9 @@ class Decoder:
         for value, (name, check, wanted) in zip(fields, checks, strict=True):
             if not check(value):
                 raise BadMessageError(f"{op}: {name} must be {wanted}", ident)
-        if op == "open" and len(fields[0].encode()) > limits.name_bytes:
-            raise BadMessageError(f"open: name is longer than {limits.name_bytes} bytes", ident)
+        named = {"open": 0, "fork": 3}.get(op)
+        if named is not None and len(fields[named].encode()) > limits.name_bytes:
+            raise BadMessageError(f"{op}: name is longer than {limits.name_bytes} bytes", ident)
         return op, ident, fields
 
     def reply(self, frame: bytes) -> tuple[Any, ...]:

@@ -2,11 +2,13 @@
 
 A session's state is its sum s [inputs]; an event makes it ``s = s / 2 + x`` and its output is s.
 The order of events matters, and every number is exact in float32 for small integers.
+
+Two ways to ruin a session: an event that holds POISON makes its sums and outputs NaN; sums that
+overflow are infinite, but outputs, at most OUTPUT_MAX, do not show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,12 @@ from streamlstm.errors import (
     RepeatedSessionError,
     SessionClosedError,
     SessionExistsError,
-    SessionFencedError,
     SessionUnknownError,
     StateMismatchError,
 )
+
+POISON = 666.0
+OUTPUT_MAX = 1e6
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Model:
         self.inputs = tuple(Feature(f"x{i}", "m") for i in range(inputs))
         self.outputs = tuple(Feature(f"y{i}") for i in range(inputs))
         self.state_size = inputs
+        self.layers = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,6 @@ class Session:
     def _live(self) -> None:
         if self.engine.epochs[self.handle] == self.epoch:
             return
-        if self.engine.live.get(self.name, self) is not self:
-            raise SessionFencedError(f"session {self.name} was opened elsewhere")
         raise SessionClosedError(f"session {self.name} is closed")
 
     @property
@@ -91,17 +94,12 @@ class Session:
         if state.numbers.shape != self.engine.sums[self.handle].shape:
             raise StateMismatchError("the state is of another size")
         self.engine.sums[self.handle] = state.numbers.copy()
+        self.engine.seqs[self.handle] += 1
 
     def reset(self) -> None:
         self._live()
-        self.engine.sums[self.handle] *= 0
-
-    def take_over(self) -> Session:
-        self._live()
-        self.engine.epochs[self.handle] += 1
-        taken = Session(self.engine, self.name, self.handle, self.engine.epochs[self.handle])
-        self.engine.live[self.name] = taken
-        return taken
+        self.engine.sums[self.handle] = self.engine.sums[self.handle] * 0
+        self.engine.seqs[self.handle] += 1
 
     def close(self) -> None:
         if self.engine.epochs[self.handle] == self.epoch:
@@ -114,9 +112,9 @@ class Group:
     def __init__(self, engine: Engine, sessions: list[Session]) -> None:
         self.engine, self.sessions = engine, sessions
 
-    @property
-    def seqs(self) -> Any:
-        return np.array([session.seq for session in self.sessions], np.int64)
+    def numbers(self) -> Any:
+        sums = [self.engine.sums[session.handle] for session in self.sessions]
+        return np.array(sums, np.float32).reshape(-1, len(self.engine.model.inputs))
 
     def step(self, X: Any) -> Any:
         return self.engine.step(self.sessions, X)
@@ -124,6 +122,8 @@ class Group:
 
 class Engine:
     state_bytes = 0
+    arithmetic = "fold-1"
+    same_bits = True
     largest_event: Any = None
 
     def __init__(self, model: Model | None = None, max_sessions: int = 1000) -> None:
@@ -154,6 +154,13 @@ class Engine:
         self.live[name] = Session(self, name, handle, self.epochs[handle])
         return self.live[name]
 
+    def adopt(self, name: str, numbers: Any, seq: int) -> Session:
+        session = self.open(name)
+        if numbers is not None:
+            self.sums[session.handle] = np.array(numbers, np.float32)
+        self.seqs[session.handle] = seq
+        return session
+
     def step(self, sessions: list[Session], X: Any) -> Any:
         if len({session.handle for session in sessions}) != len(sessions):
             raise RepeatedSessionError("a session stands twice in the step")
@@ -163,10 +170,13 @@ class Engine:
             raise self.fails
         _finite(X)
         self.batches.append(len(sessions))
-        for session, x in zip(sessions, X, strict=True):
-            self.sums[session.handle] = self.sums[session.handle] / 2 + x
-            self.seqs[session.handle] += 1
-        return np.array([self.sums[session.handle] for session in sessions], np.float32)
+        with np.errstate(over="ignore"):
+            for session, x in zip(sessions, X, strict=True):
+                added = np.where(x == POISON, np.float32(np.nan), x)
+                self.sums[session.handle] = self.sums[session.handle] / 2 + added
+                self.seqs[session.handle] += 1
+        sums = np.array([self.sums[session.handle] for session in sessions], np.float32)
+        return np.clip(sums, -OUTPUT_MAX, OUTPUT_MAX).astype(np.float32)
 
     def group_by_handle(self, handles: Any, epochs: Any) -> Group:
         by_handle = {session.handle: session for session in self.live.values()}
@@ -180,17 +190,8 @@ class Engine:
             raise RepeatedSessionError("a session stands twice in the step")
         return Group(self, sessions)
 
-    def __getitem__(self, name: str) -> Session:
-        return self.live[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.live
-
     def __len__(self) -> int:
         return len(self.live)
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(self.live.values())
 
 
 def _finite(X: Any) -> None:

@@ -6,9 +6,13 @@ import struct
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from serving.fake_engine import Engine, State
 from streamlstm.serving.protocol import ServerProtocol
+
+At = tuple[int, int]
+"""Handle and epoch of a session."""
 
 
 def floats(*numbers: float) -> bytes:
@@ -19,13 +23,37 @@ def pack(*items: Any) -> bytes:
     return msgpack.packb(items)
 
 
+def event(at: At, seq: int | None, *x: float, deadline: float | None = None) -> tuple[Any, ...]:
+    """A step; one number stands for both inputs."""
+    return "step", 0, *at, seq, None, deadline, floats(*(x * 2 if len(x) == 1 else x))
+
+
+def run(at: At, seq: int | None, *xs: float, deadline: float | None = None) -> tuple[Any, ...]:
+    """A run of events, each the same number twice."""
+    return "run", 0, *at, seq, None, deadline, floats(*np.repeat(xs, 2))
+
+
+def bulk(
+    ats: list[At], X: Any, seqs: list[int] | None = None, deadline: float | None = None
+) -> tuple[Any, ...]:
+    """A steps message; X of a single dimension has one number for both inputs."""
+    X = np.asarray(X, "<f4")
+    X = np.repeat(X[:, None], 2, axis=1) if X.ndim == 1 else X
+    handles, epochs = zip(*ats, strict=True) if ats else ((), ())
+    packed = None if seqs is None else np.array(seqs, "<i8").tobytes()
+    return (
+        "steps", 0, np.array(handles, "<u8").tobytes(), np.array(epochs, "<u4").tobytes(), packed,
+        None, deadline, X.tobytes(),
+    )  # fmt: skip
+
+
 class Talk:
     """A ServerProtocol over fake engines, a clock that stands still unless moved."""
 
-    def __init__(self, *engines: Engine, **options: Any) -> None:
+    def __init__(self, *engines: Any, read_state: Any = State.from_bytes, **options: Any) -> None:
         self.engines = engines or (Engine(),)
-        self.protocol = ServerProtocol(self.engines, State.from_bytes, server="test", **options)
-        self.now = 0.0
+        self.now: float = options.get("now", 0.0)
+        self.protocol = ServerProtocol(self.engines, read_state, server="test", **options)
 
     def send(self, *items: Any, peer: bytes = b"A") -> None:
         self.protocol.receive(peer, [pack(1, *items)], self.now)
@@ -50,15 +78,38 @@ class Talk:
         return replies[0][1]
 
     def open(
-        self, name: str, *, model: str | None = None, resume: bool = False, peer: bytes = b"A"
-    ) -> tuple[int, int]:
-        """(handle, epoch)"""
-        status, _, *values = self.ask("open", 0, name, model, resume, peer=peer)
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        resume: bool = False,
+        epoch: int | None = None,
+        token: int | None = None,
+        peer: bytes = b"A",
+    ) -> At:
+        """Who loses the session is told meanwhile."""
+        self.send("open", 0, name, model, resume, epoch, token, peer=peer)
+        replies = [r for to, r in self.settle() if to == peer and r[0] != "notice"]
+        ((status, _, *values),) = replies
         assert status == "ok", values
         return values[0], values[1]
 
+    def done(self, *items: Any, peer: bytes = b"A") -> list[Any]:
+        """The values of a request that must be done; payloads as lists of numbers."""
+        status, _, *values = self.ask(*items, peer=peer)
+        assert status == "ok", values
+        if items[0] == "steps":
+            values[0] = np.frombuffer(values[0], "<i8").tolist()
+        if items[0] in ("step", "steps", "run"):
+            values[1] = np.frombuffer(values[1], "<f4").tolist()
+        return values
+
+    def refused(self, *items: Any, peer: bytes = b"A") -> tuple[str, dict[str, Any]]:
+        """Code and details of a request that must be refused."""
+        status, _, *values = self.ask(*items, peer=peer)
+        assert status == "error", values
+        return values[0], values[2]
+
     def code(self, *items: Any, peer: bytes = b"A") -> str:
         """The code of a request that must be refused."""
-        status, _, code, *_ = self.ask(*items, peer=peer)
-        assert status == "error"
-        return str(code)
+        return self.refused(*items, peer=peer)[0]

@@ -45,9 +45,9 @@ def numbers(text: str) -> Any:
 def test_help_names_commands_and_exit_codes() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("serve", "stream", "inspect", "stats", "demo", "exit codes", "143"):
+    for word in ("serve", "sessions", "stream", "inspect", "stats", "demo", "exit codes", "143"):
         assert word in done.stdout
-    for command in ("serve", "stream", "inspect", "stats", "demo"):
+    for command in ("serve", "sessions", "stream", "inspect", "stats", "demo"):
         assert run(command, "--help").returncode == 0
 
 
@@ -61,6 +61,10 @@ def test_help_names_commands_and_exit_codes() -> None:
         ["stats", "--timeout", "nan"],
         ["serve", "x", "--max-sessions", "0"],
         ["serve", "x", "--max-sessions", "many"],
+        ["serve", "x", "--durability", "sync"],
+        ["serve", "x", "--max-resident", "10"],
+        ["serve", "x", "--state", "d", "--durability", "memory"],
+        ["sessions"],
     ],
 )
 def test_wrong_usage(argv: list[str]) -> None:
@@ -173,6 +177,7 @@ def test_bad_rows_are_named(model_path: Path, row: str, sentence: str) -> None:
         (["serve", "no-such-file"], "no-such-file"),
         (["stats", "--connect", "tcp://127.0.0.1:9", "--timeout", "0.1"], "no answer"),
         (["stats", "--connect", "nonsense"], "not an address"),
+        (["sessions", "no-such-directory"], "no-such-directory is no state directory"),
     ],
 )
 def test_failures_are_one_sentence(argv: list[str], sentence: str) -> None:

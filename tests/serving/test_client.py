@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ X = np.random.default_rng(3).standard_normal((40, 3)).astype(np.float32)
 
 @pytest.fixture
 def client(server: Server) -> Iterator[sl.Client]:
-    with sl.Client(server.address, timeout_s=20) as client:
+    with sl.Client(server.address, patience_s=20) as client:
         yield client
 
 
@@ -62,7 +63,7 @@ def test_a_remote_session_looks_like_an_embedded_one(
         np.testing.assert_array_equal(remote.step(X[0]), embedded().step(X[0]))
         assert (remote.name, remote.model.name, remote.closed) == ("twin", "pump", False)
     assert remote.closed
-    assert remote.seq == 52
+    assert remote.seq == 55  # 52 events, 2 restores, 1 reset
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_sessions_end_clearly(client: sl.Client, server: Server) -> None:
         client.open("ends")
     with pytest.raises(errors.ModelError, match="pump"):
         client.open("other", model="nope")
-    with sl.Client(server.address, timeout_s=20) as other:
+    with sl.Client(server.address, patience_s=20) as other:
         a.step(X[0])
         b = other.open("ends", resume=True)
         assert (b.seq, b.epoch) == (1, a.epoch + 1)
@@ -147,7 +148,7 @@ def test_groups(client: sl.Client, embedded: Callable[[], Any]) -> None:
 def test_a_long_run_goes_in_pieces(
     client: sl.Client, embedded: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.serving.client.RUN_BYTES_MAX", 100)
+    monkeypatch.setattr("streamlstm.serving.client_sessions.RUN_BYTES_MAX", 100)
     with client.open("long") as remote:
         np.testing.assert_allclose(remote.run(X), embedded().run(X), rtol=1e-5)
         assert remote.seq == len(X)
@@ -158,6 +159,144 @@ def test_a_long_run_goes_in_pieces(
         assert remote.seq == len(X)
 
 
+def test_streams(client: sl.Client, embedded: Callable[[], Any]) -> None:
+    with client.open("stream") as remote:
+        twin = embedded()
+        got = np.array(list(remote.stream(X)))
+        np.testing.assert_allclose(got, np.array([twin.step(x) for x in X]), rtol=1e-5, atol=1e-7)
+        taken = []
+        for _ in remote.stream(taken.append(x) or x for x in X):
+            break
+        assert remote.seq == len(X) + len(taken)
+        bad = X.copy()
+        bad[30] = np.nan
+        outputs = []
+        with pytest.raises(errors.NonFiniteError):
+            outputs.extend(remote.stream(bad))
+        assert remote.seq == len(X) + len(taken) + 30
+        assert list(remote.stream([])) == []
+        with pytest.raises(ZeroDivisionError):
+            list(remote.stream(x / 0 for x in (1,)))
+        remote.step(X[0])
+
+
+def test_forks(client: sl.Client) -> None:
+    with client.open("trunk") as trunk:
+        trunk.run(X)
+        with trunk.fork("branch") as branch:
+            assert (branch.name, branch.seq, trunk.seq) == ("branch", 0, 40)
+            np.testing.assert_array_equal(branch.step(X[0]), trunk.step(X[0]))
+            branch.step(X[1])
+            with pytest.raises(errors.SessionExistsError):
+                trunk.fork("branch")
+            assert trunk.seq == 41
+
+
+def test_deadlines(client: sl.Client) -> None:
+    with client.open("prompt") as remote:
+        remote.step(X[0], deadline_s=60)
+        remote.run(X[:3], deadline_s=60)
+        with pytest.raises(errors.DeadlineError):
+            remote.step(X[0], deadline_s=-60)
+        with pytest.raises(errors.DeadlineError):
+            client.step([remote], X[:1], deadline_s=-60)
+        client.step([remote], X[:1], deadline_s=60)
+        assert remote.seq == 5
+
+
+@pytest.fixture
+def serve(model_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers, ends those that are left."""
+    started: list[Server] = []
+
+    def start(bind: str = "tcp://127.0.0.1:0", state: Path | None = None) -> Server:
+        options = () if state is None else ("--state", str(state))
+        started.append(Server([model_path], bind, *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.end()
+
+
+def test_a_restarted_server_is_a_pause(
+    serve: Callable[..., Server], tmp_path: Path, embedded: Callable[[], Any]
+) -> None:
+    running = serve(state=tmp_path)
+    with sl.Client(running.address) as client:
+        a, b, c = (client.open(name) for name in "abc")
+        group = client.group([b, c])
+        twin, other = embedded(), embedded()
+        for x in X[:10]:
+            np.testing.assert_allclose(a.step(x), twin.step(x), rtol=1e-5, atol=1e-7)
+            Y = group.step(np.stack([x, x]))
+            np.testing.assert_allclose(Y[1], other.step(x), rtol=1e-5, atol=1e-7)
+            if twin.seq in (3, 7):
+                running.end(signal.SIGKILL if twin.seq == 3 else signal.SIGTERM)
+                running = serve(running.address, tmp_path)
+        assert (a.seq, b.seq) == (10, 10)
+        stream = a.stream(X[10:])
+        for i, y in enumerate(stream):
+            np.testing.assert_allclose(y, twin.step(X[10 + i]), rtol=1e-5, atol=1e-7)
+            if i == 5:
+                running.end(signal.SIGKILL)
+                running = serve(running.address, tmp_path)
+        assert a.seq == len(X)
+        b.close()
+        with pytest.raises(errors.SessionExistsError):
+            client.open("a")
+
+
+def test_a_server_without_a_state_directory_forgets(serve: Callable[..., Server]) -> None:
+    running = serve()
+    with sl.Client(running.address) as client:
+        a, b = client.open("a"), client.open("b")
+        a.step(X[0])
+        running.end(signal.SIGKILL)
+        running = serve(running.address)
+        with pytest.raises(errors.SessionUnknownError, match="open it again"):
+            a.step(X[1])
+        b.close()
+        assert client.open("a").seq == 0
+
+
+def test_asyncio_over_a_restart(
+    serve: Callable[..., Server], tmp_path: Path, embedded: Callable[[], Any]
+) -> None:
+    async def scenario() -> None:
+        running = serve(state=tmp_path)
+        async with sl.AsyncClient(running.address) as client:
+            sessions = [await client.open(f"r{i}") for i in range(10)]
+            tasks = [asyncio.create_task(s.step(x)) for x in X for s in sessions]
+            await tasks[20]
+            running.end(signal.SIGKILL)
+            running = serve(running.address, tmp_path)
+            got = np.array(await asyncio.gather(*tasks))
+            twin = embedded()
+            want = np.array([twin.step(x) for x in X])
+            for i in range(10):
+                np.testing.assert_allclose(got[i::10], want, rtol=1e-5, atol=1e-7)
+
+            async def feed() -> AsyncIterator[Any]:
+                for x in X:
+                    yield x
+
+            a = sessions[0]
+            await a.reset()
+            ys = np.array([y async for y in a.stream(feed())])
+            np.testing.assert_allclose(ys, want, rtol=1e-5, atol=1e-7)
+            fork = await a.fork("fork")
+            np.testing.assert_array_equal(await fork.step(X[0]), await a.step(X[0]))
+            await a.reset()
+            stream = a.stream(X)
+            np.testing.assert_array_equal(await anext(stream), ys[0])
+            await stream.aclose()
+            assert a.seq > 2 * len(X) + 3
+
+    asyncio.run(scenario())
+
+
 def test_stats(client: sl.Client) -> None:
     stats = client.stats()
     assert stats["state"] == "running"
@@ -166,11 +305,11 @@ def test_stats(client: sl.Client) -> None:
 
 def test_nobody_answers() -> None:
     with pytest.raises(errors.ServerTimeoutError, match="is the server running there"):
-        sl.Client("tcp://127.0.0.1:9", timeout_s=0.05)
+        sl.Client("tcp://127.0.0.1:9", patience_s=0.05)
     with pytest.raises(errors.ServiceError, match="is not an address"):
         sl.Client("nonsense")
-    with pytest.raises(errors.ServiceError, match="timeout_s"):
-        sl.Client("tcp://127.0.0.1:9", timeout_s=0)
+    with pytest.raises(errors.ServiceError, match="patience_s"):
+        sl.Client("tcp://127.0.0.1:9", patience_s=0)
 
 
 def test_a_closed_client_says_so(server: Server) -> None:
@@ -183,7 +322,7 @@ def test_a_closed_client_says_so(server: Server) -> None:
 
 def test_asyncio(server: Server, embedded: Callable[[], Any]) -> None:
     async def scenario() -> None:
-        async with sl.AsyncClient(server.address, timeout_s=20) as client:
+        async with sl.AsyncClient(server.address, patience_s=20) as client:
             sessions = [await client.open(f"async{i}") for i in range(20)]
             got = await asyncio.gather(*(s.step(x) for x in X for s in sessions))
             twin = embedded()
@@ -220,14 +359,14 @@ def test_asyncio(server: Server, embedded: Callable[[], Any]) -> None:
         with pytest.raises(errors.ServiceError, match="not connected"):
             await client.stats()
         with pytest.raises(errors.ServerTimeoutError):
-            await sl.AsyncClient("tcp://127.0.0.1:9", timeout_s=0.05).connect()
+            await sl.AsyncClient("tcp://127.0.0.1:9", patience_s=0.05).connect()
 
     asyncio.run(scenario())
 
 
 def test_more_in_flight_than_the_server_lets_wait(server: Server) -> None:
     async def scenario() -> None:
-        async with sl.AsyncClient(server.address, timeout_s=30) as client:
+        async with sl.AsyncClient(server.address, patience_s=30) as client:
             sessions = [await client.open(f"many{i}") for i in range(1500)]
             await asyncio.gather(*(session.step(X[0]) for session in sessions))
             await asyncio.gather(*(session.close() for session in sessions))

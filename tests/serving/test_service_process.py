@@ -47,7 +47,7 @@ def test_a_signal_ends_it_and_leaves_nothing(
     try:
         assert server.address.startswith(f"{transport}://")
         assert not server.address.endswith(":0")
-        with sl.Client(server.address, timeout_s=20) as client, client.open("a") as session:
+        with sl.Client(server.address, patience_s=20) as client, client.open("a") as session:
             session.step([1, 2, 3])
     finally:
         assert server.end(number) == code
@@ -61,7 +61,7 @@ def test_a_server_goes_on_without_its_logs_reader(model_path: Path) -> None:
     try:
         assert server.process.stderr is not None
         server.process.stderr.close()
-        with sl.Client(server.address, timeout_s=20) as client, client.open("a") as session:
+        with sl.Client(server.address, patience_s=20) as client, client.open("a") as session:
             session.step([1, 2, 3])
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(20) == 143
@@ -99,9 +99,9 @@ def test_a_file_is_not_taken_for_a_socket(model_path: Path, tmp_path: Path) -> N
 
 def test_replies_left_unread_are_lost_aloud(server: Server, dealer: zmq.Socket[bytes]) -> None:
     """All but the first whose reply is lost are dropped unstepped, and the client is told."""
-    handle, epoch = ask(dealer, "open", 0, "deaf", None, True)[3:5]
-    step = msgpack.packb([1, "step", b"i" * 60, handle, epoch, None, None, [1, 2, 3]])
-    with sl.Client(server.address, timeout_s=20) as client:
+    handle, epoch = ask(dealer, "open", 0, "deaf", None, True, None, None)[3:5]
+    step = msgpack.packb([1, "step", b"i" * 60, handle, epoch, None, None, None, [1, 2, 3]])
+    with sl.Client(server.address, patience_s=20) as client:
         before = client.stats()
         while client.stats()["overruns"] == before["overruns"]:
             for _ in range(500):
@@ -130,9 +130,9 @@ def test_what_was_sent_before_the_signal_is_answered(model_path: Path, tmp_path:
             sock.linger = 0
             sock.rcvtimeo = 20_000
             sock.connect(server.address)
-            handle, epoch = ask(sock, "open", 0, "a", None, False)[3:5]
+            handle, epoch = ask(sock, "open", 0, "a", None, False, None, None)[3:5]
             for i in range(900):
-                sock.send(msgpack.packb([1, "step", i, handle, epoch, None, None, [1, 2, 3]]))
+                sock.send(msgpack.packb([1, "step", i, handle, epoch, None, None, None, [1, 2, 3]]))
             first = msgpack.unpackb(sock.recv())
             os.kill(server.process.pid, signal.SIGTERM)
             replies = [first]
@@ -142,7 +142,7 @@ def test_what_was_sent_before_the_signal_is_answered(model_path: Path, tmp_path:
         assert server.end() == 143
     answers = [r for r in replies if r[1] != "notice"]
     assert sorted(r[2] for r in answers) == list(range(900))
-    assert {r[3] for r in answers if r[1] == "error"} <= {"STOPPING"}
+    assert {r[3] for r in answers if r[1] == "error"} <= {"STOPPING", "BUSY"}
 
 
 def test_a_busy_address_is_one_sentence(server: Server, model_path: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_busy_address_is_one_sentence(server: Server, model_path: Path, tmp_pa
             assert done.returncode == 1
             assert done.stderr.startswith(f"streamlstm: can't listen on {address}")
             assert done.stderr.count("\n") == 1
-        with sl.Client(running.address, timeout_s=20) as client:
+        with sl.Client(running.address, patience_s=20) as client:
             client.stats()
         running.process.kill()  # leaves its socket file
         running.process.communicate()
@@ -171,7 +171,7 @@ def test_several_models(tmp_path: Path) -> None:
     make_model("b", inputs=2, dtype=np.float64).save(paths[1])
     server = Server(paths, "tcp://127.0.0.1:0", "--max-sessions", "2")
     try:
-        with sl.Client(server.address, timeout_s=20) as client:
+        with sl.Client(server.address, patience_s=20) as client:
             assert list(client.models) == ["a", "b"]
             a, b = client.open("s", model="a"), client.open("s", model="b")
             assert a.step([1, 2, 3]).dtype == np.float32
@@ -197,10 +197,10 @@ def test_eviction_is_told(model_path: Path) -> None:
             sock.linger = 0
             sock.rcvtimeo = 20_000
             sock.connect(server.address)
-            handle, epoch = ask(sock, "open", 0, "idle", None, False)[3:5]
+            handle, epoch = ask(sock, "open", 0, "idle", None, False, None, None)[3:5]
             notice = msgpack.unpackb(sock.recv())  # comes by itself
             assert notice == [1, "notice", None, "evicted", [["idle", handle, epoch, 0]]]
-            reply = ask(sock, "step", 1, handle, epoch, 1, None, [1, 2, 3])
+            reply = ask(sock, "step", 1, handle, epoch, 1, None, None, [1, 2, 3])
             assert reply[3] == "EVICTED"
     finally:
         assert server.end() == 143
@@ -219,7 +219,7 @@ def test_hostile_bytes_beside_a_good_client(
     def good() -> None:
         try:
             with (
-                sl.Client(server.address, timeout_s=60) as client,
+                sl.Client(server.address, patience_s=60) as client,
                 client.open("good") as session,
             ):
                 while not done.is_set() or session.seq < 200:
@@ -230,13 +230,13 @@ def test_hostile_bytes_beside_a_good_client(
 
     thread = threading.Thread(target=good)
     thread.start()
-    handle, epoch = ask(dealer, "open", 0, "hostile", None, True)[3:5]
+    handle, epoch = ask(dealer, "open", 0, "hostile", None, True, None, None)[3:5]
     undeliverable = ask(dealer, "stats", 1)[3]["undeliverable"]
     valid = [
-        msgpack.packb([1, "step", 1, handle, epoch, None, None, bytes(12)]),
-        msgpack.packb([1, "steps", 1, [handle], [epoch], None, None, bytes(12)]),
+        msgpack.packb([1, "step", 1, handle, epoch, None, None, None, bytes(12)]),
+        msgpack.packb([1, "steps", 1, [handle], [epoch], None, None, None, bytes(12)]),
         msgpack.packb([1, "run", 1, handle, epoch, None, None, [[1, 2, 3]] * 4]),
-        msgpack.packb([1, "open", 1, "x", None, True]),
+        msgpack.packb([1, "open", 1, "x", None, True, None, None]),
         msgpack.packb([1, "restore", 1, handle, epoch, b"\x96\x01" + bytes(30)]),
         msgpack.packb([1, "hello", 1, {"a": [1, {"b": 2}]}]),
     ]
@@ -275,7 +275,7 @@ def mutated(rng: random.Random, frame: bytes) -> list[bytes]:
 def test_a_far_too_large_message_costs_the_connection_only(
     server: Server, dealer: zmq.Socket[bytes]
 ) -> None:
-    with sl.Client(server.address, timeout_s=20) as client, client.open("beside") as session:
+    with sl.Client(server.address, patience_s=20) as client, client.open("beside") as session:
         dealer.send(bytes((8 << 20) + 1))
         assert msgpack.unpackb(dealer.recv())[3] == "PROTOCOL"
         with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
@@ -286,13 +286,13 @@ def test_a_far_too_large_message_costs_the_connection_only(
 
 
 def test_a_client_that_vanishes_leaves_no_reply_behind(server: Server) -> None:
-    with sl.Client(server.address, timeout_s=20) as client:
+    with sl.Client(server.address, patience_s=20) as client:
         before = client.stats()
         with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
             sock.linger = 0
             sock.rcvtimeo = 20_000
             sock.connect(server.address)
-            ask(sock, "open", 0, "vanishing", None, False)
+            ask(sock, "open", 0, "vanishing", None, False, None, None)
         taken = client.open("vanishing", resume=True)  # and the notice has nowhere to go
         taken.step([1, 2, 3])
         after = client.stats()
@@ -308,7 +308,7 @@ def test_a_server_with_threads_gives_the_bits_of_an_embedded_engine(tmp_path: Pa
     x = np.random.default_rng(0).standard_normal((3, 300, 3)).astype(np.float32)
     server = Server([path], "tcp://127.0.0.1:0", "--threads", "2")
     try:
-        with sl.Client(server.address, timeout_s=20) as client, sl.Engine(model) as engine:
+        with sl.Client(server.address, patience_s=20) as client, sl.Engine(model) as engine:
             remote = client.group([client.open(f"s{k}") for k in range(300)])
             embedded = engine.group([engine.open(f"s{k}") for k in range(300)])
             for batch in x:

@@ -27,7 +27,7 @@ def refusal(*frames: bytes) -> str:
 
 
 def step(x: object) -> bytes:
-    return pack(1, "step", 7, 1, 1, None, None, x)
+    return pack(1, "step", 7, 1, 1, None, None, None, x)
 
 
 def test_frame_bytes_are_checked_before_decoding() -> None:
@@ -43,13 +43,13 @@ def test_frame_count(count: int) -> None:
 
 
 def test_items_of_plain_lists() -> None:
-    around = 9  # the message and its eight items
+    around = 10  # the message and its nine items
     assert request(step([0.5] * (LIMITS.items - around)))
     assert "100 items" in refusal(step([0.5] * (LIMITS.items - around + 1)))
 
 
 def test_items_are_counted_over_all_lists() -> None:
-    rows = pack(1, "run", 7, 1, 1, None, None, [[1.0] * 9] * 10)
+    rows = pack(1, "run", 7, 1, 1, None, None, None, [[1.0] * 9] * 10)
     assert "100 items" in refusal(rows)
 
 
@@ -59,10 +59,12 @@ def test_depth() -> None:
 
 
 def test_text() -> None:
-    assert request(pack(1, "open", 7, "n" * 10, None, False))
-    assert "10 bytes" in refusal(pack(1, "open", 7, "n" * 11, None, False))
-    assert "10 bytes" in refusal(pack(1, "open", 7, "é" * 6, None, False))  # bytes, not letters
-    assert "max_str_len" in refusal(pack(1, "open", 7, "n" * 21, None, False))
+    assert request(pack(1, "open", 7, "n" * 10, None, False, None, None))
+    assert "10 bytes" in refusal(pack(1, "open", 7, "n" * 11, None, False, None, None))
+    assert "10 bytes" in refusal(
+        pack(1, "open", 7, "é" * 6, None, False, None, None)
+    )  # bytes, not letters
+    assert "max_str_len" in refusal(pack(1, "open", 7, "n" * 21, None, False, None, None))
 
 
 def test_id_bytes() -> None:

@@ -5,8 +5,13 @@ python tests/serving/vectors/make_vectors.py
 The bytes are made here by hand and by msgpack alone, not by streamlstm, so that
 they are a second witness of docs/protocol.md. The server they talk to has one
 model, "fold", float32, two inputs and two outputs: an event x makes the state
-s = s / 2 + x (s is 0 0 at first), and the output is s. Its first session has handle 0
-and epoch 1. Exchanges are in order, from client A unless `peer` says so.
+s = s / 2 + x (s is 0 0 at first), and the output is s, but NaN where x is 666. Its
+first session has handle 0, the first epoch of every handle is 1, a session may have
+16 unanswered messages and a client 2.
+
+Exchanges are in order, from client A unless `peer` says so, when the server's clock
+says `now`. A `held` one is answered together with the next. An error is written
+as [id, code, details], what hello answers as the items that do not vary.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from typing import Any
 import msgpack
 
 CORNER = 2**64 - 1
+FOLD = ("fold", "fold-2")
+"""Name and fingerprint of the model."""
 
 
 def f4(*numbers: float) -> bytes:
@@ -30,10 +37,14 @@ def refused(ident: Any, code: str, **details: Any) -> dict[str, Any]:
     return {"error": [msgpack.packb(ident).hex(), code, details]}
 
 
+def notice(peer: str, kind: str, *sessions: Any) -> dict[str, Any]:
+    return {"peer": peer, "hex": msgpack.packb([1, "notice", None, kind, sessions]).hex()}
+
+
 def exchanges() -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
-    def add(about: str, request: Any, *replies: Any, peer: str = "A") -> None:
+    def add(about: str, request: Any, *replies: Any, peer: str = "A", **how: Any) -> None:
         frame = request if isinstance(request, bytes) else msgpack.packb(request)
         answers = [
             {"peer": reply.pop("peer", peer), **reply}
@@ -41,31 +52,57 @@ def exchanges() -> list[dict[str, Any]]:
             else {"peer": peer, "hex": msgpack.packb(reply).hex()}
             for reply in replies
         ]
-        made.append({"about": about, "peer": peer, "request": frame.hex(), "replies": answers})
+        made.append(
+            {"about": about, "peer": peer, **how, "request": frame.hex(), "replies": answers}
+        )
 
-    for part in (one_session, refused_steps_and_a_run, bulk, state_and_owners, refusals):
+    for part in (
+        one_session,
+        refused_steps_and_a_run,
+        repeats,
+        bulk,
+        state_and_owners,
+        tokens_and_attaching,
+        late_and_busy,
+        quarantine,
+        refusals,
+    ):
         part(add)
     return made
 
 
 def one_session(add: Callable[..., None]) -> None:
     """A session, its steps, and the kinds of id and payload."""
-    add("open a new session", [1, "open", 1, "pump-17", None, False], [1, "ok", 1, 0, 1, 0, "fold"])
-    add("its name is taken", [1, "open", 2, "pump-17", None, False], refused(2, "SESSION_EXISTS"))
-    add("step", [1, "step", 3, 0, 1, 1, None, f4(4, 8)], [1, "ok", 3, 1, f4(4, 8)])
+    add(
+        "what the server is",
+        [1, "hello", 0, {"client": "vectors"}],
+        {"hello": ["00", {"versions": [1], "clock": 2.5, "durability": "memory"}]},
+        now=2.5,
+    )
+    add(
+        "open a new session",
+        [1, "open", 1, "pump-17", None, False, None, 77],
+        [1, "ok", 1, 0, 1, 0, *FOLD],
+    )
+    add(
+        "its name is taken",
+        [1, "open", 2, "pump-17", None, False, None, 78],
+        refused(2, "SESSION_EXISTS"),
+    )
+    add("step", [1, "step", 3, 0, 1, 1, None, None, f4(4, 8)], [1, "ok", 3, 1, f4(4, 8)])
     add(
         "step, the bytes written out",
-        bytes.fromhex("98 01 a4 73746570 04 00 01 02 c0 c4 08 0000803f 0000803f"),
+        bytes.fromhex("99 01 a4 73746570 04 00 01 02 c0 c0 c4 08 0000803f 0000803f"),
         [1, "ok", 4, 2, f4(3, 5)],
     )
     add(
         "step without seq, with an event time, a list and a text id",
-        [1, "step", "five", 0, 1, None, 1.7e9, [1, 1.5]],
+        [1, "step", "five", 0, 1, None, 1.7e9, None, [1, 1.5]],
         [1, "ok", "five", 3, f4(2.5, 4)],
     )
     add(
         "an id of bytes comes back as bytes",
-        [1, "step", b"\x00\xff", 0, 1, 4, None, [0, 0]],
+        [1, "step", b"\x00\xff", 0, 1, 4, None, None, [0, 0]],
         [1, "ok", b"\x00\xff", 4, f4(1.25, 2)],
     )
 
@@ -73,93 +110,224 @@ def one_session(add: Callable[..., None]) -> None:
 def refused_steps_and_a_run(add: Callable[..., None]) -> None:
     """Steps that are refused change nothing."""
     add(
-        "a seq that is not the next",
-        [1, "step", 6, 0, 1, 9, None, f4(1, 1)],
+        "a seq that leaves a gap",
+        [1, "step", 6, 0, 1, 9, None, None, f4(1, 1)],
         refused(6, "SEQUENCE", expected=5),
     )
     add(
-        "not a number", [1, "step", 7, 0, 1, 5, None, f4(1, float("nan"))], refused(7, "NON_FINITE")
+        "not a number",
+        [1, "step", 7, 0, 1, 5, None, None, f4(1, float("nan"))],
+        refused(7, "NON_FINITE"),
     )
-    add("a number too few", [1, "step", 8, 0, 1, 5, None, f4(1)], refused(8, "SHAPE"))
+    add("a number too few", [1, "step", 8, 0, 1, 5, None, None, f4(1)], refused(8, "SHAPE"))
     add(
         "run: two events",
-        [1, "run", 9, 0, 1, 5, None, f4(0, 0, 8, 8)],
+        [1, "run", 9, 0, 1, 5, None, None, f4(0, 0, 8, 8)],
         [1, "ok", 9, 6, f4(0.625, 1, 8.3125, 8.5)],
+    )
+
+
+def repeats(add: Callable[..., None]) -> None:
+    """The same message again, whatever its id, is answered again and not done."""
+    run = [1, "ok", "run", 6, f4(0.625, 1, 8.3125, 8.5)]
+    add("the run again", [1, "run", "run", 0, 1, 5, None, None, f4(0, 0, 8, 8)], run)
+    add(
+        "an event before the run: its answer is gone",
+        [1, "step", 30, 0, 1, 4, None, None, f4(0, 0)],
+        refused(30, "ANSWER_GONE"),
+    )
+    add(
+        "a step",
+        [1, "step", 31, 0, 1, 7, None, None, f4(0, 0)],
+        [1, "ok", 31, 7, f4(4.15625, 4.25)],
+    )
+    add(
+        "the same step again",
+        [1, "step", 32, 0, 1, 7, None, None, f4(0, 0)],
+        [1, "ok", 32, 7, f4(4.15625, 4.25)],
+    )
+    add(
+        "another input with its number",
+        [1, "step", 33, 0, 1, 7, None, None, f4(0, 1)],
+        refused(33, "SEQUENCE", expected=8),
     )
 
 
 def bulk(add: Callable[..., None]) -> None:
     """One event each for two sessions."""
     add(
-        "a second session", [1, "open", 10, "pump-18", "fold", True], [1, "ok", 10, 1, 1, 0, "fold"]
+        "a second session",
+        [1, "open", 10, "pump-18", "fold", True, None, None],
+        [1, "ok", 10, 1, 1, 0, *FOLD],
     )
-    add(
-        "steps: one event each for both",
-        [
-            1,
-            "steps",
-            11,
-            struct.pack("<2Q", 1, 0),
-            struct.pack("<2I", 1, 1),
-            struct.pack("<2q", 1, 7),
-            None,
-            f4(1, 1, 0, 0),
-        ],
-        [1, "ok", 11, struct.pack("<2q", 1, 7), f4(1, 1, 4.15625, 4.25)],
-    )
+    both = [struct.pack("<2Q", 1, 0), struct.pack("<2I", 1, 1), struct.pack("<2q", 1, 8)]
+    Y = f4(1, 1, 2.078125, 2.125)
+    for about, ident in (("one event each for both", 11), ("the same again", 34)):
+        add(
+            f"steps: {about}",
+            [1, "steps", ident, *both, None, None, f4(1, 1, 0, 0)],
+            [1, "ok", ident, both[2], Y],
+        )
     add(
         "steps with plain lists and no seqs",
-        [1, "steps", 12, [0, 1], [1, 1], None, None, [[0, 0], [0, 0]]],
-        [1, "ok", 12, struct.pack("<2q", 8, 2), f4(2.078125, 2.125, 0.5, 0.5)],
+        [1, "steps", 12, [0, 1], [1, 1], None, None, None, [[0, 0], [0, 0]]],
+        [1, "ok", 12, struct.pack("<2q", 9, 2), f4(1.0390625, 1.0625, 0.5, 0.5)],
     )
     add(
         "a session twice",
-        [1, "steps", 13, [0, 0], [1, 1], None, None, [[0, 0], [0, 0]]],
+        [1, "steps", 13, [0, 0], [1, 1], None, None, None, [[0, 0], [0, 0]]],
         refused(13, "REPEATED_SESSION"),
     )
     add(
-        "steps with a wrong seq",
-        [1, "steps", 14, [0, 1], [1, 1], [9, 9], None, [[0, 0], [0, 0]]],
+        "steps: one new and one repeat",
+        [1, "steps", 14, [0, 1], [1, 1], [10, 2], None, None, [[0, 0], [0, 0]]],
         refused(14, "SEQUENCE", expected=3, index=1),
     )
 
 
 def state_and_owners(add: Callable[..., None]) -> None:
     """State, take-over and close."""
-    add("state", [1, "state", 15, 1, 1], [1, "ok", 15, 2, b"fold" + f4(0.5, 0.5)])
-    add("reset", [1, "reset", 16, 1, 1], [1, "ok", 16, 2])
-    add("restore", [1, "restore", 17, 1, 1, b"fold" + f4(0.5, 0.5)], [1, "ok", 17, 2])
-    add("restore what is no state", [1, "restore", 18, 1, 1, b"?"], refused(18, "STATE_MISMATCH"))
+    saved = b"fold" + f4(0.5, 0.5)
+    add("state", [1, "state", 15, 1, 1], [1, "ok", 15, 2, saved])
+    add("reset", [1, "reset", 16, 1, 1, 3], [1, "ok", 16, 3])
+    add("restore", [1, "restore", 17, 1, 1, 4, saved], [1, "ok", 17, 4])
+    add("restore again", [1, "restore", 35, 1, 1, 4, saved], [1, "ok", 35, 4])
+    add(
+        "restore what is no state",
+        [1, "restore", 18, 1, 1, 5, b"?"],
+        refused(18, "STATE_MISMATCH"),
+    )
     add(
         "take a session over: its owner is told",
-        [1, "open", 19, "pump-18", None, True],
-        {
-            "peer": "A",
-            "hex": msgpack.packb([1, "notice", None, "fenced", [["pump-18", 1, 1, 2]]]).hex(),
-        },
-        [1, "ok", 19, 1, 2, 2, "fold"],
+        [1, "open", 19, "pump-18", None, True, None, 5],
+        notice("A", "fenced", ["pump-18", 1, 1, 4]),
+        [1, "ok", 19, 1, 2, 4, *FOLD],
         peer="B",
     )
-    add("the old owner is fenced", [1, "step", 20, 1, 1, 3, None, f4(1, 1)], refused(20, "FENCED"))
+    add(
+        "the old owner is fenced",
+        [1, "step", 20, 1, 1, 5, None, None, f4(1, 1)],
+        refused(20, "FENCED"),
+    )
+    add(
+        "and can't attach",
+        [1, "open", 36, "pump-18", None, True, 1, 6],
+        refused(36, "FENCED"),
+    )
     add(
         "the new one goes on",
-        [1, "step", 21, 1, 2, 3, None, f4(1, 1)],
-        [1, "ok", 21, 3, f4(1.25, 1.25)],
+        [1, "step", 21, 1, 2, 5, None, None, f4(1, 1)],
+        [1, "ok", 21, 5, f4(1.25, 1.25)],
         peer="B",
     )
-    add("close", [1, "close", 22, 1, 2], [1, "ok", 22, 3], peer="B")
+    add("close", [1, "close", 22, 1, 2], [1, "ok", 22, 5], peer="B")
     add(
         "a closed session",
-        [1, "step", 23, 1, 2, 4, None, f4(1, 1)],
+        [1, "step", 23, 1, 2, 6, None, None, f4(1, 1)],
         refused(23, "SESSION_CLOSED"),
         peer="B",
+    )
+
+
+def tokens_and_attaching(add: Callable[..., None]) -> None:
+    """What a client does whose connection was lost: A comes back as C."""
+    add(
+        "the open of before, sent again: the same answer",
+        [1, "open", 37, "pump-17", None, False, None, 77],
+        [1, "ok", 37, 0, 1, 9, *FOLD],
+    )
+    add(
+        "attach from another connection",
+        [1, "open", 38, "pump-17", None, True, 1, 79],
+        notice("A", "fenced", ["pump-17", 0, 1, 9]),
+        [1, "ok", 38, 0, 2, 9, *FOLD],
+        peer="C",
+    )
+    add(
+        "what was sent under the epoch before is not done",
+        [1, "step", 40, 0, 1, 10, None, None, f4(0, 0)],
+        refused(40, "FENCED"),
+        peer="C",
+    )
+    add(
+        "and again, had the reply been lost",
+        [1, "open", 39, "pump-17", None, True, 1, 79],
+        [1, "ok", 39, 0, 2, 9, *FOLD],
+        peer="C",
+    )
+    add(
+        "under the new one a repeat is answered",
+        [1, "step", 41, 0, 2, 7, None, None, f4(0, 0)],
+        [1, "ok", 41, 7, f4(4.15625, 4.25)],
+        peer="C",
+    )
+    add(
+        "attach to what is not there",
+        [1, "open", 42, "pump-18", None, True, 2, 80],
+        refused(42, "SESSION_UNKNOWN", seq=0),
+        peer="C",
+    )
+    for about, ident in (("fork", 43), ("the same fork again", 44)):
+        add(
+            about,
+            [1, "fork", ident, 0, 2, 9, "twin", 81],
+            [1, "ok", ident, 1, 3, 0, *FOLD],
+            peer="C",
+        )
+
+
+def late_and_busy(add: Callable[..., None]) -> None:
+    """Refused unstepped."""
+    add(
+        "past its deadline",
+        [1, "step", 45, 0, 2, 10, None, 9.5, f4(0, 0)],
+        refused(45, "DEADLINE"),
+        peer="C",
+        now=10.0,
+    )
+    for seq, ident in ((10, 46), (11, 47)):
+        step = [1, "step", ident, 0, 2, seq, None, 11.5, f4(0, 0)]
+        add("before its deadline", step, peer="C", now=10.0, held=True)
+    add(
+        "one more than the client may have waiting",
+        [1, "step", 48, 0, 2, 12, None, None, f4(0, 0)],
+        refused(48, "BUSY", retry_after_s=0.01),
+        [1, "ok", 46, 10, f4(0.51953125, 0.53125)],
+        [1, "ok", 47, 11, f4(0.259765625, 0.265625)],
+        peer="C",
+        now=11.0,
+    )
+
+
+def quarantine(add: Callable[..., None]) -> None:
+    """An event that makes the state non-finite."""
+    add(
+        "a ruinous event",
+        [1, "step", 49, 1, 3, 1, None, None, f4(666, 0)],
+        refused(49, "QUARANTINED", seq=1),
+        peer="C",
+    )
+    add(
+        "no more events",
+        [1, "step", 50, 1, 3, 2, None, None, f4(0, 0)],
+        refused(50, "QUARANTINED", seq=1),
+        peer="C",
+    )
+    add("until a reset", [1, "reset", 51, 1, 3, 2], [1, "ok", 51, 2], peer="C")
+    nan = struct.pack("<I", 0x7FC00000)
+    add(
+        "in steps: a row of NaN and a notice",
+        [1, "steps", 52, [1, 0], [3, 2], [3, 12], None, None, [[666, 0], [8, 8]]],
+        notice("C", "quarantined", ["twin", 1, 3, 3]),
+        [1, "ok", 52, struct.pack("<2q", 3, 12), nan * 2 + f4(8.1298828125, 8.1328125)],
+        peer="C",
     )
 
 
 def refusals(add: Callable[..., None]) -> None:
     """What no session is asked for."""
     add("a session that never was", [1, "close", 24, 7, 1], refused(24, "SESSION_UNKNOWN"))
-    add("no such model", [1, "open", 25, "x", "no such", False], refused(25, "MODEL"))
+    add("no such model", [1, "open", 25, "x", "no such", False, None, 1], refused(25, "MODEL"))
     add("another version", [2, "stats", 26], refused(26, "PROTOCOL"))
     add("no such operation", [1, "dance", 27], refused(27, "PROTOCOL"))
     add("a field too few", [1, "close", CORNER, 0], refused(CORNER, "PROTOCOL"))

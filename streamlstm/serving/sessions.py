@@ -1,0 +1,575 @@
+"""The sessions of one engine, and every way in which one changes.
+
+A session is what its slot says (SessionTable: owner, epoch, seq), its last
+answers (Answers), and its state: in a row of the engine while it is resident,
+else in the store. With a journal every change is recorded there in the order
+it was made; a session's row in the store may be older than its state, never
+newer than its journal.
+
+A session whose output turns non-finite is quarantined: the event has taken its
+number, the state is put back to the last good one (the stored row and the
+journal behind it, replayed), and only reset and restore bring it back.
+
+Callers have checked who may; nothing here knows of peers or messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlstm.errors import (
+    CapacityError,
+    NonFiniteError,
+    StateMismatchError,
+    StoreDamagedError,
+)
+from streamlstm.serving.answers import (
+    RESET,
+    RUN,
+    STEP,
+    Answers,
+    QuarantinedError,
+    all_finite,
+    digest,
+)
+from streamlstm.serving.table import SessionTable
+from streamlstm.store import SessionRow
+
+if TYPE_CHECKING:
+    from streamlstm.serving.journal import Journal
+
+Array = npt.NDArray[Any]
+
+RUN_WORK_MAX: Final = 200_000_000
+"""Parameters times rows of one run: some 0.1 s in which nobody else is served."""
+
+SPILL_SHARE: Final = 16
+"""Of the resident sessions one in so many is spilled when room is needed, so that it is rare."""
+
+
+# What the service needs of an engine. streamlstm.engine has it, and so has the tests' fake one.
+
+
+class FeatureLike(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+
+
+class ModelLike(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def inputs(self) -> tuple[FeatureLike, ...]: ...
+    @property
+    def outputs(self) -> tuple[FeatureLike, ...]: ...
+    @property
+    def layers(self) -> tuple[Any, ...]: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+
+
+class SessionLike(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def handle(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
+    def step_into(self, x: Any, out: Any) -> None: ...
+    def run(self, X: Any) -> Array: ...
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+    def reset(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class GroupLike(Protocol):
+    def numbers(self) -> Array: ...
+    def step(self, X: Any) -> Array: ...
+
+
+class EngineLike(Protocol):
+    @property
+    def model(self) -> Any: ...  # a ModelLike
+    @property
+    def max_sessions(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
+    @property
+    def arithmetic(self) -> str: ...
+    @property
+    def same_bits(self) -> bool: ...
+    @property
+    def largest_event(self) -> Any: ...  # [inputs], or None where only finite matters
+    def __len__(self) -> int: ...
+    def open(self, name: str) -> Any: ...  # a SessionLike
+    def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...
+    def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
+
+
+class Sessions:
+    """All sessions of one engine, at most `max_resident` of them with their state in it."""
+
+    def __init__(
+        self, engine: EngineLike, index: int, journal: Journal | None, max_resident: int | None
+    ) -> None:
+        self.engine = engine
+        self.model: ModelLike = engine.model
+        self.name = self.model.name
+        self.dtype = np.dtype(self.model.dtype)
+        self.inputs = len(self.model.inputs)
+        self.event_size = self.inputs * self.dtype.itemsize
+        self.parameters = self.model.parameters  # a step multiplies and adds about as often
+        self.run_rows = max(1, RUN_WORK_MAX // self.parameters)
+        self.max_resident = min(max_resident or engine.max_sessions, engine.max_sessions)
+        self.table = SessionTable(index)
+        self.answers = Answers(len(self.model.outputs), self.dtype)
+        self.live: list[Any] = []  # by slot: the engine's session, while it can be stepped
+        self.quarantined: dict[int, Array | None] = {}  # its last good state, if it is known
+        self.events = self.micro_batches = self.evicted = self.spilled = 0
+        self.journal = journal
+        self.model_id = 0
+        self.total = 0  # sessions here or in the store
+        if journal is not None:
+            self.model_id = journal.register(self.model, engine.arithmetic)
+            self.total = journal.store.count(self.model_id)
+        # Replay is exact where a stream's bits are its own; elsewhere each is stepped alone.
+        self.alone = journal is not None and not engine.same_bits
+        self._x = np.zeros(self.inputs, self.dtype)  # one event and its output, and their bytes
+        self._y = np.zeros(len(self.model.outputs), self.dtype)
+        self._x_bytes, self._y_bytes = self._x.data.cast("B"), self._y.data.cast("B")
+        self._rows = np.zeros(0, np.uint32)  # the engine's handle and epoch, by slot
+        self._row_epochs = np.zeros(0, np.uint32)
+        self._resident = np.zeros(0, np.bool_)
+        self._grow()
+
+    def _grow(self) -> None:
+        slots = self.table.slots
+        self.answers.grow(slots)
+        extra = slots - len(self.live)
+        self.live.extend([None] * extra)
+        for name in ("_rows", "_row_epochs", "_resident"):
+            old: Array = getattr(self, name)
+            setattr(self, name, np.append(old, np.zeros(extra, old.dtype)))
+
+    # --- coming and going ---
+
+    def find(self, name: str, now: float) -> int | None:
+        """The slot of a session, live or stored; None where there is none of that name."""
+        slot = self.table.by_name.get(name)
+        if slot is None and self.journal is not None:
+            row = self.journal.store.find(self.model_id, name)
+            return None if row is None else self.load(row, now)
+        return slot
+
+    def open(
+        self, name: str, token: int, now: float, numbers: Array | None = None, epoch: int = 0
+    ) -> int:
+        """A session of a new name, in its initial state or that of `numbers`; nobody's yet.
+
+        Raises CapacityError, StateMismatchError (the store has it under another model).
+        """
+        if self.total >= self.engine.max_sessions:
+            raise CapacityError(
+                f"all {self.engine.max_sessions} sessions are open; close some, or start the "
+                "server with a larger --max-sessions"
+            )
+        self.check_model(name)
+        self._make_room(1, ())
+        session = self._adopt(name, numbers, 0)
+        session_id = self.journal.new_id() if self.journal is not None else 0
+        slot = self._add(name, session_id, epoch=epoch, token=token, seq=0, now=now)
+        self._settle(slot, session)
+        self.answers.clear(slot, 0)
+        self.total += 1
+        self.table.dirty[slot] = True
+        if self.journal is not None:
+            blob = None if numbers is None else numbers.tobytes()
+            begun = int(self.table.epochs[slot])
+            self.journal.add("open", self.model_id, session_id, name, begun, token, blob)
+        return slot
+
+    def check_model(self, name: str) -> None:
+        """Raise StateMismatchError if the store has the session under another model."""
+        if self.journal is None:
+            return
+        other = self.journal.store.find_other(self.name, name, self.model_id)
+        if other is not None:
+            raise StateMismatchError(
+                f"the store has session {name!r} of model {self.name!r} {other[:12]}, this "
+                f"server has {self.model.fingerprint[:12]}: serve that model, or remove the "
+                "session with `streamlstm sessions DIR NAME --remove`"
+            )
+
+    def load(self, row: SessionRow, now: float) -> int:
+        """A slot for a stored session; its state stays in the store until it is needed."""
+        slot = self._add(row.name, row.id, epoch=row.epoch, token=row.token, seq=row.seq, now=now)
+        self.answers.load(slot, row.answers, row.seq)
+        if row.quarantined:
+            good = np.frombuffer(row.state, self.dtype) if row.state else None
+            self.quarantined[slot] = good
+        return slot
+
+    def begin_epoch(self, slot: int, token: int) -> None:
+        """A new owner, or the old one come back."""
+        self.table.begin_epoch(slot, token)
+        if self.journal is not None:
+            self.table.dirty[slot] = True
+            epoch = int(self.table.epochs[slot])
+            self.journal.add("own", int(self.table.ids[slot]), epoch, token)
+
+    def fork(self, slot: int, name: str, token: int, now: float) -> int:
+        """A new session that starts from a copy of this one's state, with seq 0."""
+        if self.live[slot] is None:
+            self._load_state(slot)
+        return self.open(name, token, now, self._numbers([slot])[0])
+
+    def end(self, slot: int, cause: int) -> None:
+        """Close or evict a session."""
+        session, self.live[slot] = self.live[slot], None
+        if session is not None:
+            session.close()
+        self.quarantined.pop(slot, None)
+        self._resident[slot] = False
+        if self.journal is not None:
+            self.journal.end(int(self.table.ids[slot]))
+        self.answers.clear(slot, 0)
+        self.table.remove(slot, cause)
+        self.total -= 1
+
+    def sweep(self, at_most: int) -> int:
+        """Evict stored sessions that have no slot; how many it did."""
+        assert self.journal is not None
+        idle = []
+        with suppress(StoreDamagedError):  # those behind it stay, as `sessions --check` tells
+            for session_id, name in self.journal.store.names(self.model_id):
+                if name not in self.table.by_name:
+                    idle.append(session_id)
+                    if len(idle) == at_most:
+                        break
+        self.journal.store.delete(idle)
+        self.total -= len(idle)
+        self.evicted += len(idle)
+        return len(idle)
+
+    def _add(self, name: str, session_id: int, **facts: Any) -> int:
+        if self.table.full:
+            self.table.grow(2 * self.table.slots)
+            self._grow()
+        return self.table.add(name, session_id, **facts)
+
+    def _adopt(self, name: str, numbers: Array | None, seq: int) -> Any:
+        if numbers is None and not seq:
+            return self.engine.open(name)
+        return self.engine.adopt(name, numbers, seq)
+
+    def _settle(self, slot: int, session: Any) -> None:
+        """The engine's session of a slot can be stepped from now on."""
+        self.live[slot] = session
+        self._rows[slot], self._row_epochs[slot] = session.handle, session.epoch
+        self._resident[slot] = True
+        self.table.version += 1
+
+    # --- changes ---
+
+    def step(self, slot: int, x: Any) -> memoryview:
+        """Apply one event, bytes of [inputs]; the answer's bytes are good until the next call.
+
+        Raises NonFiniteError, SessionQuarantinedError.
+        """
+        session = self.live[slot] or self._load_state(slot)
+        self._x_bytes[:] = x
+        session.step_into(self._x, self._y)
+        known_by = digest(STEP, x)
+        table = self.table
+        seq = table.row_seqs[slot] + 1
+        table.row_seqs[slot] = seq
+        self.answers.keep(slot, seq, known_by, self._y_bytes)
+        self.events += 1
+        self.micro_batches += 1
+        if not all_finite(self._y.data):
+            self._quarantine(slot)
+            raise QuarantinedError(seq)
+        if self.journal is not None:
+            table.row_dirty[slot] = True
+            row = np.array([slot])
+            self.journal.add("step", self.model_id, *self._names(row), bytes(x), None)
+        return self._y_bytes
+
+    def step_many(
+        self, slots: Array, X: Array, known_by: Any, op: str, group: Any = None
+    ) -> tuple[Array, Array]:
+        """One event each: slots [n], X [n, inputs] -> (seqs [n], Y [n, outputs]).
+
+        known_by: the digest of the message, or of each event [n]. A row of NaN in Y is a session
+        that is quarantined now. Raises NonFiniteError (nothing was stepped), CapacityError.
+        """
+        if self.alone:
+            self._check_events(X)
+            Y = np.stack([self.live[slot].step(x) for slot, x in zip(slots, X, strict=True)])
+        else:
+            Y = (group or self.group(slots)).step(X)
+        bad = None
+        if not np.isfinite(Y).all():
+            bad = ~np.isfinite(Y).all(axis=1)
+            Y[bad] = np.nan
+        table = self.table
+        seqs = table.seqs[slots] + 1
+        table.seqs[slots] = seqs
+        self.answers.keep_many(slots, seqs, known_by, Y)
+        self.events += len(slots)
+        self.micro_batches += 1
+        if self.journal is not None:
+            table.dirty[slots] = True
+            good = slots if bad is None else slots[~bad]
+            events = X if bad is None else X[~bad]
+            if len(good):
+                message = None if op == "step" else known_by
+                self.journal.add(op, self.model_id, *self._names(good), events.tobytes(), message)
+        if bad is not None:
+            for slot in slots[bad]:
+                self._quarantine(int(slot))
+        return seqs, Y
+
+    def _check_events(self, X: Array) -> None:
+        """As the engine does: all of X [n, inputs] is good, or nothing is stepped."""
+        largest = self.engine.largest_event
+        good = np.isfinite(X) if largest is None else np.abs(X) <= largest
+        if not good.all():
+            index = int(np.argmin(good.all(axis=1)))
+            raise NonFiniteError(f"event {index} holds NaN, infinity or a number that is too large")
+
+    def run(self, slot: int, X: Array) -> bytes:
+        """Apply events in order, X [n, inputs] with n at least 1; the answers' bytes.
+
+        Raises NonFiniteError, SessionQuarantinedError.
+        """
+        session = self.live[slot] or self._load_state(slot)
+        Y = session.run(X)
+        table = self.table
+        first = table.row_seqs[slot] + 1
+        last = first + len(X) - 1
+        payload = X.tobytes()
+        fine = bool(np.isfinite(Y).all())
+        answer: bytes = Y.tobytes() if fine else b""
+        table.row_seqs[slot] = last
+        self.answers.keep_run(slot, first, last, digest(RUN, payload), answer)
+        self.events += len(X)
+        self.micro_batches += 1
+        if not fine:
+            self._quarantine(slot)
+            raise QuarantinedError(last)
+        if self.journal is not None:
+            table.row_dirty[slot] = True
+            self.journal.add("run", int(table.ids[slot]), first, payload)
+        return answer
+
+    def reset(self, slot: int) -> None:
+        """Back to the initial state; takes a seq of its own."""
+        session = self._changeable(slot)
+        session.reset()
+        self._changed(slot, session, digest(RESET, b""))
+        if self.journal is not None:
+            seq = self.table.row_seqs[slot]
+            self.journal.add("reset", int(self.table.ids[slot]), seq)
+
+    def restore(self, slot: int, state: Any, known_by: int) -> None:
+        """Put back a saved state; takes a seq of its own. Raises StateMismatchError."""
+        session = self._changeable(slot)
+        try:
+            session.restore(state)
+        except BaseException:
+            if slot in self.quarantined:
+                session.close()
+            raise
+        self._changed(slot, session, known_by)
+        if self.journal is not None:
+            seq, numbers = self.table.row_seqs[slot], self._numbers([slot])[0]
+            session_id = int(self.table.ids[slot])
+            self.journal.add("restore", session_id, seq, numbers.tobytes(), known_by)
+
+    def put_back(self, slot: int, numbers: Array, known_by: int) -> None:
+        """`restore` from the journal: numbers [state_size]."""
+        session = self._changeable(slot)
+        seq = self.table.row_seqs[slot]
+        session.close()
+        self._changed(slot, self._adopt(self.table.names[slot], numbers, seq + 1), known_by)
+
+    def state(self, slot: int) -> Any:
+        """The engine's State of a session, the last good one of a quarantined session."""
+        if slot not in self.quarantined:
+            return (self.live[slot] or self._load_state(slot)).state()
+        if self.quarantined[slot] is None:
+            raise QuarantinedError(self.table.row_seqs[slot], kept=False)
+        session = self._changeable(slot)
+        try:
+            return session.state()
+        finally:
+            session.close()
+
+    def _changeable(self, slot: int) -> Any:
+        """The engine's session; of a quarantined slot one with its last good state."""
+        if slot not in self.quarantined:
+            return self.live[slot] or self._load_state(slot)
+        self._make_room(1, ())
+        table = self.table
+        return self._adopt(table.names[slot], self.quarantined[slot], table.row_seqs[slot])
+
+    def _changed(self, slot: int, session: Any, known_by: int) -> None:
+        self.quarantined.pop(slot, None)
+        self._settle(slot, session)
+        table = self.table
+        seq = table.row_seqs[slot] + 1
+        table.row_seqs[slot] = seq
+        table.row_dirty[slot] = True
+        self.answers.keep(slot, seq, known_by, bytes(self.answers.size))
+
+    # --- places ---
+
+    def group(self, slots: Array) -> Any:
+        """The engine's group of resident slots [n]. Raises RepeatedSessionError."""
+        return self.engine.group_by_handle(self._rows[slots], self._row_epochs[slots])
+
+    def bring(self, slots: Array) -> None:
+        """Have the states of slots [n] in the engine.
+
+        Raises SessionQuarantinedError by index, CapacityError.
+        """
+        if self._resident[slots].all():
+            return
+        for index, slot in enumerate(slots):
+            if int(slot) in self.quarantined:
+                raise QuarantinedError(int(self.table.seqs[slot]), index)
+        away = slots[~self._resident[slots]]
+        self._make_room(len(np.unique(away)), slots)
+        for slot in away:
+            if self.live[slot] is None:
+                self._load_state(int(slot))
+
+    def _load_state(self, slot: int) -> Any:
+        """The engine's session of a slot whose state is in the store."""
+        table = self.table
+        if slot in self.quarantined:
+            raise QuarantinedError(table.row_seqs[slot])
+        assert self.journal is not None
+        row = self.journal.store.get(int(table.ids[slot]))
+        assert row is not None
+        assert row.seq == table.row_seqs[slot]
+        self._make_room(1, (slot,))
+        session = self.engine.adopt(row.name, np.frombuffer(row.state, self.dtype), row.seq)
+        self._settle(slot, session)
+        return session
+
+    def _make_room(self, wanted: int, keep: Iterable[int]) -> None:
+        """Spill sessions that were not used for longest until `wanted` more fit."""
+        over = len(self.engine) + wanted - self.max_resident
+        if over <= 0:
+            return
+        movable = self._resident.copy()
+        movable[list(keep)] = False
+        slots = np.flatnonzero(movable)
+        if self.journal is None or len(slots) < over:
+            raise CapacityError(
+                f"only {self.max_resident} sessions may be resident at a time; start the server "
+                "with a larger --max-resident, or step fewer together"
+            )
+        some = min(len(slots), max(over, self.max_resident // SPILL_SHARE))
+        oldest = np.argpartition(self.table.active_s[slots], some - 1)[:some]
+        self.spill(slots[oldest])
+
+    def spill(self, slots: Array) -> None:
+        """Move states from the engine to the store."""
+        assert self.journal is not None
+        self.write(slots[self.table.dirty[slots]])
+        for slot in slots:
+            session, self.live[slot] = self.live[slot], None
+            if session is not None:  # else quarantined by `write`
+                session.close()
+                self.spilled += 1
+        self._resident[slots] = False
+        self.table.version += 1
+
+    # --- rows of the store ---
+
+    def write(self, slots: Array) -> None:
+        """Put the sessions of slots [n] into the store as they are now."""
+        assert self.journal is not None
+        resident = slots[self._resident[slots]]
+        numbers = self._numbers(resident)
+        fine = np.isfinite(numbers).all(axis=1)
+        for slot in resident[~fine]:
+            self._quarantine(int(slot))
+        rows = zip(resident[fine], numbers[fine], strict=True)
+        self.journal.store.put(self._row(int(slot), state.tobytes()) for slot, state in rows)
+        self.table.dirty[resident] = False
+        held = [int(slot) for slot in slots if int(slot) in self.quarantined]
+        self.journal.store.put(self._quarantined_rows(held))
+        for slot in slots[~self._resident[slots]]:  # spilled: all but the state is here
+            if int(slot) not in self.quarantined:
+                with suppress(StoreDamagedError):  # said when somebody asks for it
+                    row = self.journal.store.get(int(self.table.ids[slot]))
+                    assert row is not None
+                    self.journal.store.put([self._row(int(slot), row.state)])
+        self.table.dirty[slots] = False
+
+    def _row(self, slot: int, state: bytes, quarantined: bool = False) -> SessionRow:
+        table = self.table
+        return SessionRow(
+            int(table.ids[slot]),
+            self.model_id,
+            table.names[slot],
+            int(table.epochs[slot]),
+            int(table.tokens[slot]),
+            table.row_seqs[slot],
+            state,
+            self.answers.dump(slot),
+            quarantined,
+        )
+
+    def _quarantined_rows(self, slots: Sequence[int]) -> Iterator[SessionRow]:
+        for slot in slots:
+            good = self.quarantined[slot]
+            yield self._row(slot, b"" if good is None else good.tobytes(), True)
+
+    def _numbers(self, slots: Any) -> Array:
+        """States [n, state_size] of resident slots."""
+        found: Array = self.group(slots).numbers()
+        return found
+
+    def read(self, session: Any) -> Array:
+        """The state [state_size] of an engine's session."""
+        handle, epoch = (np.array([n], np.uint32) for n in (session.handle, session.epoch))
+        found: Array = self.engine.group_by_handle(handle, epoch).numbers()[0]
+        return found
+
+    def _names(self, slots: Array) -> tuple[bytes, bytes]:
+        """What the journal calls changes of slots [n]: ids and seqs."""
+        return self.table.ids[slots].tobytes(), self.table.seqs[slots].tobytes()
+
+    def _quarantine(self, slot: int) -> None:
+        """The session's state is not finite: hold its last good one."""
+        bad, self.live[slot] = self.live[slot], None
+        bad.close()
+        self._resident[slot] = False
+        self.table.version += 1
+        self.quarantined[slot] = None
+        if self.journal is not None:
+            with suppress(StoreDamagedError):
+                self.quarantined[slot] = self.journal.last_good(self, slot)
+            self.table.dirty[slot] = False
+            self.journal.store.put(self._quarantined_rows([slot]))

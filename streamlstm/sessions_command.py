@@ -1,0 +1,244 @@
+"""`streamlstm sessions`: look into a state directory, also beside a running server.
+
+Rows are as of the server's last checkpoint, a few seconds ago; the journal behind them is
+the server's to replay. So what is exported is the state of the seq that is shown with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamlstm.engine import State
+from streamlstm.errors import (
+    SessionError,
+    SessionUnknownError,
+    StoreDamagedError,
+    StoreError,
+    StreamLSTMError,
+)
+from streamlstm.store import ModelRow, SessionRow, Store, open_store, read_store
+from streamlstm.store.directory import server_of
+from streamlstm.store.salvage import accept_loss
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say; the exit code. Raises StreamLSTMError, OSError."""
+    directory = Path(args.directory)
+    if args.check:
+        return _check(directory)
+    if args.accept_loss:
+        return _accept_loss(directory)
+    if args.remove:
+        return _remove(directory, args.session, args.model)
+    with closing(read_store(directory)) as store:
+        if args.session is None:
+            _list(store, args)
+        else:
+            model, row = _found(store, args.session, args.model)
+            state = _state(model, row)
+            if args.export:
+                _write(Path(args.export), state.to_bytes())
+                print(f"{args.export}: state of {row.name} at seq {row.seq}")
+            else:
+                _show(model, row, state, args.json)
+        _say_how_old(store, directory)
+    return 0
+
+
+# --- all sessions ---------------------------------------------------------------------------------
+
+
+def _list(store: Store, args: argparse.Namespace) -> None:
+    models = {m.id: m for m in store.models if _is_model(m, args.model)}
+    if args.model and not models:
+        raise _no_model(store, args.model)
+    rows = (
+        {
+            "model": models[s.model].name,
+            "name": s.name,
+            "seq": s.seq,
+            "epoch": s.epoch,
+            "quarantined": s.quarantined,
+            "bytes": s.bytes,
+            "fingerprint": models[s.model].fingerprint,
+        }
+        for s in store.summaries()
+        if s.model in models and (args.name is None or fnmatchcase(s.name, args.name))
+    )
+    try:
+        if args.json:
+            for row in rows:
+                print(json.dumps(row))
+        else:
+            _print_table(rows)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, say `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_table(rows: Iterator[dict[str, Any]]) -> None:
+    print(f"{'MODEL':16} {'SEQ':>10} {'EPOCH':>10} {'BYTES':>8}  NAME")
+    for row in rows:
+        note = "  (quarantined)" if row["quarantined"] else ""
+        print(
+            f"{row['model']:16} {row['seq']:10} {row['epoch']:10} {row['bytes']:8}  "
+            f"{_printable(row['name'])}{note}"
+        )
+
+
+def _printable(name: str) -> str:
+    """A name may hold what would move the terminal's cursor."""
+    return name if name.isprintable() else repr(name)
+
+
+def _is_model(model: ModelRow, wanted: str | None) -> bool:
+    """wanted: a name, or the first characters of a fingerprint; None is any."""
+    return wanted is None or model.name == wanted or model.fingerprint.startswith(wanted)
+
+
+def _no_model(store: Store, wanted: str) -> StreamLSTMError:
+    known = ", ".join(f"{m.name} ({m.fingerprint[:12]})" for m in store.models) or "none"
+    return StoreError(f"no model {wanted}; the directory has {known}")
+
+
+def _say_how_old(store: Store, directory: Path) -> None:
+    holder = server_of(directory)
+    parts = []
+    if holder is not None:
+        parts.append(f"process {holder} has this directory, rows are as of its last checkpoint")
+    if store.records:
+        parts.append(f"the journal has {store.records:,} records behind the rows")
+    if parts:
+        print(f"streamlstm: {'; '.join(parts)}", file=sys.stderr)
+
+
+# --- one session ----------------------------------------------------------------------------------
+
+
+def _found(store: Store, name: str, wanted: str | None) -> tuple[ModelRow, SessionRow]:
+    models = [m for m in store.models if _is_model(m, wanted)]
+    if wanted and not models:
+        raise _no_model(store, wanted)
+    found = [(m, row) for m in models if (row := store.find(m.id, name)) is not None]
+    if not found:
+        of = f" of model {wanted}" if wanted else ""
+        behind = " (it may be in the journal still)" if store.records else ""
+        raise SessionUnknownError(f"no session {name!r}{of} is stored{behind}; list without a name")
+    if len(found) > 1:
+        models_text = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m, _ in found)
+        raise SessionError(
+            f"several models have a session {name!r}: {models_text}; say which with --model, "
+            "by name or fingerprint"
+        )
+    return found[0]
+
+
+def _state(model: ModelRow, row: SessionRow) -> State:
+    dtype = np.dtype(model.dtype)
+    numbers = np.frombuffer(row.state, dtype.newbyteorder("<")).astype(dtype.newbyteorder("="))
+    units = model.units or (model.state_size // 2,)
+    return State(model.fingerprint, row.seq, units, numbers, model.arithmetic)
+
+
+def _show(model: ModelRow, row: SessionRow, state: State, as_json: bool) -> None:
+    layers = [
+        {"part": f"{part}[{k}]", "units": units, **_figures(get(k))}
+        for k, units in enumerate(state.units)
+        for part, get in (("h", state.h), ("c", state.c))
+    ]
+    facts: dict[str, Any] = {
+        "session": row.name,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": np.dtype(model.dtype).name,
+        "seq": row.seq,
+        "epoch": row.epoch,
+        "quarantined": row.quarantined,
+        "bytes": len(row.state) + len(row.answers),
+    }
+    if as_json:
+        print(json.dumps({**facts, "state": layers}, indent=2))
+        return
+    for key, value in facts.items():
+        print(f"{key:12} {_printable(value) if key == 'session' else value}")
+    print("state")
+    for layer in layers:
+        figures = "  ".join(f"{key} {layer[key]:<12.6g}" for key in ("min", "max", "norm"))
+        print(f"  {layer['part']:6} {layer['units']:6} units  {figures}".rstrip())
+
+
+def _figures(numbers: Any) -> dict[str, float]:
+    return {
+        "min": float(numbers.min()),
+        "max": float(numbers.max()),
+        "norm": float(np.linalg.norm(numbers.astype(np.float64))),
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# --- with no server beside ------------------------------------------------------------------------
+
+
+def _remove(directory: Path, name: str, wanted: str | None) -> int:
+    with closing(read_store(directory)):
+        pass  # only to say what is wrong with a directory, instead of creating one
+    with closing(open_store(directory, "sync")) as store:
+        if store.records:
+            raise StoreError(
+                f"the journal of {directory} has {store.records} records to be replayed, which "
+                f"may be of {name!r}; start the server with this directory once and stop it "
+                "with SIGTERM, then remove"
+            )
+        model, row = _found(store, name, wanted)
+        store.delete([row.id])
+        store.commit()
+        print(f"removed {row.name} of model {model.name}, seq {row.seq}")
+    return 0
+
+
+def _check(directory: Path) -> int:
+    with closing(read_store(directory)) as store:
+        problems = 0
+        for problem in store.check():
+            print(problem)
+            problems += 1
+        if problems:
+            raise StoreDamagedError(
+                f"{problems} problem(s) in {directory}; bring back a copy of it, or go on with "
+                f"what is whole: streamlstm sessions {directory} --accept-loss"
+            )
+        sessions = sum(store.count(m.id) for m in store.models)
+        print(f"{sessions:,} sessions and {store.records:,} journal records, all whole")
+        _say_how_old(store, directory)
+    return 0
+
+
+def _accept_loss(directory: Path) -> int:
+    done = accept_loss(directory)
+    if done is None:
+        print(f"nothing in {directory} is damaged; nothing was done")
+        return 0
+    kept, lost = done
+    for sentence in lost:
+        print(f"lost: {sentence}")
+    print(f"{directory} holds what was whole; the damaged files are in {kept}")
+    return 0
