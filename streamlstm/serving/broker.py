@@ -43,9 +43,6 @@ libzmq hears of what was read in steps of half its limit, so that half of this i
 WAIT_MS: Final = 200
 """Longest sleep of an idle loop, and so the longest reaction to a signal."""
 
-QUEUED_S: Final = 20e-6
-"""A message received faster than this was there already; waking up takes longer."""
-
 TICK_S: Final = 1.0
 GRACE_S: Final = 5.0
 """A drain that takes longer is broken off."""
@@ -162,18 +159,16 @@ class Broker:
         """Receive what has arrived, and wait for a first message when nothing is pending."""
         pending = self._protocol.pending
         budget = min(MESSAGES_PER_TURN_MAX, PENDING_MAX - pending)
+        received = 0
         try:
-            if not pending:
-                started_s = self._clock()
-                self._receive(0)
-                budget -= 1
-                # A message that had to be waited for is most likely alone: not worth a look.
-                if self._clock() - started_s > QUEUED_S and not self._stopping:
-                    return
-            for _ in range(budget):
+            while received < budget:
                 self._receive(_DONTWAIT)
+                received += 1
         except zmq.Again:
-            pass
+            if not received and not pending:
+                # What has to be waited for is most likely alone: not worth another look.
+                with suppress(zmq.Again):
+                    self._receive(0)
 
     def _readable(self) -> bool:
         events: Any = self._socket.get(_EVENTS)

@@ -594,6 +594,8 @@ class ClientProtocol:
             session.remove()
         for call in ended:
             self._go_on(call, now)
+        if self._greeting is None:
+            self._feed_lobby(now)  # a re-attachment that was given up leaves its place
 
     def _timed_out(self, call: Call) -> ServerTimeoutError:
         patience_s = self.patience_s
@@ -824,11 +826,8 @@ class ClientProtocol:
             self._go_on(call, now)
         elif isinstance(error, SessionQuarantinedError):
             self._quarantined(call, session, error, details, now)
-        elif isinstance(error, AnswerGoneError):  # applied, but the answer is not kept
-            with suppress(wire.BadMessageError):
-                self._acknowledge(session, call.last, call.last)
-            self._finish(call, error=error)
-            self._go_on(call, now)
+        elif isinstance(error, AnswerGoneError):  # something was applied, and nobody can tell what
+            self._lose(call, error, now)
         elif isinstance(error, SequenceError) and type(details.get("expected")) is int:
             self._out_of_order(call, session, error, details["expected"], now)
         else:
@@ -898,8 +897,12 @@ class ClientProtocol:
         assert call.group is not None
         self._finish(call, error=error)
         for session in call.group.sessions:
-            if not session.fate and not session.detached and session.remote_seq > session.seq:
+            if session.fate:
+                continue
+            if not session.detached and session.remote_seq > session.seq:
                 self._end_session(session, UNKNOWN_FATE, now)  # it was done, and its answer is lost
+            else:
+                self._detach(session, now)  # perhaps it was: the server's seq will tell
         self._go_on(call, now)
 
     # --- re-attaching ---
