@@ -188,7 +188,7 @@ class ClientProtocol:
     def control(self, session: ClientSession, op: str, *args: Any, now: float) -> Call:
         """reset, state (the result is bytes), restore (takes bytes), close or fork (name)."""
         if op == "close" and (not session.row or session.closed):
-            session.remove()
+            self._remove(session, now)
             call = Call(op, session, session, now)
             call.done = True
             return call
@@ -591,11 +591,18 @@ class ClientProtocol:
                 sentence = session.error() if error is None else type(error)(str(error))
                 self._finish(call, error=sentence)
         if closing:
-            session.remove()
+            self._remove(session, now)
         for call in ended:
             self._go_on(call, now)
         if self._greeting is None:
             self._feed_lobby(now)  # a re-attachment that was given up leaves its place
+
+    def _remove(self, session: ClientSession, now: float) -> None:
+        """A session that has ended leaves the ledger, and no steps message may still look there."""
+        bulk = self._bulk_of(session)
+        if bulk is not None:
+            self._broken(bulk, session.error(), now)
+        session.remove()
 
     def _timed_out(self, call: Call) -> ServerTimeoutError:
         patience_s = self.patience_s
@@ -694,7 +701,7 @@ class ClientProtocol:
         self._finish(call, *rest)
         if call.op == "close":
             self._end_session(session, CLOSED, now)
-            session.remove()
+            self._remove(session, now)
         elif call.takes and session.fate == QUARANTINED:
             session.ledger.row_fates[session.row] = OPEN
             session.ledger.changes += 1
