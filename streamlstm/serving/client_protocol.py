@@ -125,6 +125,7 @@ class ClientProtocol:
         self._detached: set[ClientSession] = set()
         self._lobby: deque[ClientSession] = deque()  # to re-attach once the server said hello
         self._greeting: Call | None = None  # the hello they wait for
+        self._paused = 0  # sessions whose next re-attachment waits a moment
         self._attaching = 0  # opens among _calls that get a session again
         self._sent = 0  # all others among _calls, but for that hello
         self._credit = 1
@@ -638,7 +639,9 @@ class ClientProtocol:
             raise wire.BadMessageError(f"seq is {seq}, not {wanted}")
         seqs, row = session.ledger.row_seqs, session.row
         seqs[row] = max(seqs[row], seq)  # answers may overtake each other
-        session.attach_wait_s = 0.0
+        if session.attach_wait_s:
+            session.attach_wait_s = 0.0
+            self._paused -= 1
 
     def _stepped(self, call: Call, message: tuple[Any, ...], now: float) -> None:
         _, _, _, seq, y = message
@@ -662,6 +665,10 @@ class ClientProtocol:
         if type(y) is not bytes or len(y) != n * group.model.output_size:
             raise wire.BadMessageError("Y is not one output of each session")
         self._ledger.seqs[group.rows] = call.seq
+        if self._paused:
+            for session in group.sessions:
+                self._paused -= session.attach_wait_s > 0
+                session.attach_wait_s = 0.0
         self._finish(call, group.model.result(y, n))
         if self._waiting or self._starved:
             self._go_on(call, now)
@@ -994,6 +1001,7 @@ class ClientProtocol:
         handle, epoch, seq = opened
         self._found(session)
         session.token = None
+        self._paused += not session.attach_wait_s
         session.attach_wait_s = min(max(REATTACH_S, 2 * session.attach_wait_s), RESEND_S_MAX)
         session.moved(handle, epoch)
         session.remote_seq = seq

@@ -56,7 +56,7 @@ class Journal:
         self.recovered = 0  # events replayed at the start
         self._changes: list[Change] = []
         self._last_id = store.last_id
-        self._replaying = False
+        self.replaying = False
         self._pack = msgpack.Packer().pack
         self._models: dict[int, str] = {}  # arithmetic class of each that is served
         self._due: list[tuple[Sessions, Array]] = []  # of the checkpoint under way
@@ -80,7 +80,7 @@ class Journal:
 
     def add(self, *change: Any) -> None:
         """Note a change; `commit` makes it last."""
-        if not self._replaying:
+        if not self.replaying:
             self._changes.append(change)
 
     def end(self, session_id: int) -> None:
@@ -144,12 +144,12 @@ class Journal:
         self.store.check_names()
         by_model = {owner.model_id: owner for owner in sessions}
         ended = {change[1] for _, change in self._read() if change[0] == "end"}
-        self._replaying = True
+        self.replaying = True
         replay = _Replay(self, by_model, ended, now)
         last = 0
         for last, change in self._read():  # noqa: B007
             replay.apply(change)
-        self._replaying = False
+        self.replaying = False
         self.recovered = replay.events
         for owner in sessions:
             owner.events = owner.micro_batches = 0
@@ -171,19 +171,22 @@ class Journal:
                 "rows alone load under any class"
             )
 
-    def last_good(self, owner: Sessions, slot: int) -> Array | None:
-        """The last finite state of one session, from its row and the records behind it."""
-        session_id, name = int(owner.table.ids[slot]), owner.table.names[slot]
-        row = self.store.get(session_id)
-        numbers = None if row is None else np.frombuffer(row.state, owner.dtype)
-        one = _Alone(owner, name, session_id, numbers, 0 if row is None else row.seq)
+    def last_good(self, owner: Sessions, slots: Sequence[int]) -> list[Array | None]:
+        """The last finite state of each session, from its row and the records behind it."""
+        alone = {int(owner.table.ids[slot]): _Alone(owner, slot, self.store) for slot in slots}
         try:
             for _, change in self._read():
-                if not one.apply(change):
-                    break
+                kind, *fields = change
+                if kind in ("step", "steps"):
+                    for index, session_id in enumerate(np.frombuffer(fields[1], np.int64).tolist()):
+                        if session_id in alone:
+                            alone[session_id].step(fields, index)
+                elif fields[kind == "open"] in alone:
+                    alone[fields[kind == "open"]].apply(kind, fields)
         finally:
-            one.session.close()
-        return one.numbers
+            for one in alone.values():
+                one.session.close()
+        return [one.numbers for one in alone.values()]
 
     def _read(self) -> Iterator[tuple[int, Change]]:
         for number, record in self.store.journal():
@@ -331,56 +334,52 @@ class _Replay:
 
 
 class _Alone:
-    """One session replayed by itself, until its state is not finite."""
+    """One session replayed by itself, as far as its state is finite."""
 
-    def __init__(
-        self, owner: Sessions, name: str, session_id: int, numbers: Array | None, seq: int
-    ) -> None:
+    session: Any  # the engine's
+
+    def __init__(self, owner: Sessions, slot: int, store: Store) -> None:
+        row = store.get(int(owner.table.ids[slot]))
         self._owner = owner
-        self._id = session_id
-        self._seq = seq
-        self.numbers = numbers
-        self.session = owner.engine.adopt(name, numbers, seq)
+        self._good = True
+        self._seq = 0 if row is None else row.seq
+        self._name = owner.table.names[slot]
+        self.numbers: Array | None = None
+        self._put(None if row is None else row.state or None)
 
-    def apply(self, change: Change) -> bool:
-        """False when nothing finite follows."""
-        kind, *fields = change
-        dtype, inputs = self._owner.dtype, self._owner.inputs
-        if kind in ("step", "steps"):
-            _, ids, seqs, X, _ = fields
-            at = np.flatnonzero(np.frombuffer(ids, np.int64) == self._id)
-            if len(at):
-                seq = int(np.frombuffer(seqs, np.int64)[at[0]])
-                x = np.frombuffer(X, dtype).reshape(-1, inputs)[at[0]]
-                return self._move(seq, 1, lambda: self.session.step(x))
-        elif kind == "open":
-            if fields[1] == self._id and fields[5] is not None and not self._seq:
-                self._put(fields[5])
-        elif fields[0] == self._id:
-            if kind == "run":
-                rows = np.frombuffer(fields[2], dtype).reshape(-1, inputs)
-                return self._move(fields[1], len(rows), lambda: self.session.run(rows))
-            if kind == "reset":
-                return self._move(fields[1], 1, self.session.reset)
-            if kind == "restore":
-                return self._move(fields[1], 1, lambda: self._put(fields[2]))
-        return True
+    def step(self, fields: list[Any], index: int) -> None:
+        """The change of a step or steps record at that index."""
+        _, _, seqs, X, _ = fields
+        seq = int(np.frombuffer(seqs, np.int64)[index])
+        x = np.frombuffer(X, self._owner.dtype).reshape(-1, self._owner.inputs)[index]
+        self._move(seq, 1, lambda: self.session.step(x))
 
-    def _put(self, state: bytes) -> None:
-        name = self.session.name
-        self.session.close()
-        numbers = np.frombuffer(state, self._owner.dtype)
-        self.session = self._owner.engine.adopt(name, numbers, self._seq)
+    def apply(self, kind: str, fields: list[Any]) -> None:
+        """Any other change of this session."""
+        if kind == "open" and not self._seq:
+            self._put(fields[5])
+        elif kind == "run":
+            rows = np.frombuffer(fields[2], self._owner.dtype).reshape(-1, self._owner.inputs)
+            self._move(fields[1], len(rows), lambda: self.session.run(rows))
+        elif kind == "reset":
+            self._move(fields[1], 1, self.session.reset)
+        elif kind == "restore":
+            self._move(fields[1], 1, lambda: self._put(fields[2]))
 
-    def _move(self, first: int, count: int, change: Any) -> bool:
-        if first == self._seq + 1:
-            try:
-                change()
-            except NonFiniteError:
-                return False
-            numbers = self._owner.read(self.session)
-            if not np.isfinite(numbers).all():
-                return False
+    def _put(self, state: bytes | None) -> None:
+        if self.numbers is not None:
+            self.session.close()
+        numbers = None if state is None else np.frombuffer(state, self._owner.dtype)
+        self.session = self._owner.engine.adopt(self._name, numbers, self._seq)
+        self.numbers = self._owner.read(self.session)
+
+    def _move(self, first: int, count: int, change: Any) -> None:
+        if not self._good or first != self._seq + 1:
+            return
+        with suppress(NonFiniteError):
+            change()
+        numbers = self._owner.read(self.session)
+        self._good = bool(np.isfinite(numbers).all())
+        if self._good:
             self.numbers = numbers
             self._seq += count
-        return True

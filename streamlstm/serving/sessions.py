@@ -27,6 +27,7 @@ from streamlstm.errors import (
     NonFiniteError,
     StateMismatchError,
     StoreDamagedError,
+    StreamLSTMError,
 )
 from streamlstm.serving.answers import (
     RESET,
@@ -303,7 +304,7 @@ class Sessions:
         self.events += 1
         self.micro_batches += 1
         if not all_finite(self._y.data):
-            self._quarantine(slot)
+            self._quarantine([slot])
             raise QuarantinedError(seq)
         if self.journal is not None:
             table.row_dirty[slot] = True
@@ -342,8 +343,7 @@ class Sessions:
                 message = None if op == "step" else known_by
                 self.journal.add(op, self.model_id, *self._names(good), events.tobytes(), message)
         if bad is not None:
-            for slot in slots[bad]:
-                self._quarantine(int(slot))
+            self._quarantine(slots[bad].tolist())
         return seqs, Y
 
     def _check_events(self, X: Array) -> None:
@@ -372,7 +372,7 @@ class Sessions:
         self.events += len(X)
         self.micro_batches += 1
         if not fine:
-            self._quarantine(slot)
+            self._quarantine([slot])
             raise QuarantinedError(last)
         if self.journal is not None:
             table.row_dirty[slot] = True
@@ -496,6 +496,7 @@ class Sessions:
         """Move states from the engine to the store."""
         assert self.journal is not None
         self.write(slots[self.table.dirty[slots]])
+        slots = slots[~self.table.dirty[slots]]
         for slot in slots:
             session, self.live[slot] = self.live[slot], None
             if session is not None:  # else quarantined by `write`
@@ -507,16 +508,22 @@ class Sessions:
     # --- rows of the store ---
 
     def write(self, slots: Array) -> None:
-        """Put the sessions of slots [n] into the store as they are now."""
+        """Put the sessions of slots [n] into the store as they are now.
+
+        Those whose state is not finite are quarantined; while the journal is replayed they are
+        left dirty instead, for more of their changes may follow.
+        """
         assert self.journal is not None
         resident = slots[self._resident[slots]]
         numbers = self._numbers(resident)
         fine = np.isfinite(numbers).all(axis=1)
-        for slot in resident[~fine]:
-            self._quarantine(int(slot))
+        bad = resident[~fine]
+        if self.journal.replaying:
+            slots = slots[~np.isin(slots, bad)]
+        elif len(bad):
+            self._quarantine(bad.tolist())
         rows = zip(resident[fine], numbers[fine], strict=True)
         self.journal.store.put(self._row(int(slot), state.tobytes()) for slot, state in rows)
-        self.table.dirty[resident] = False
         held = [int(slot) for slot in slots if int(slot) in self.quarantined]
         self.journal.store.put(self._quarantined_rows(held))
         for slot in slots[~self._resident[slots]]:  # spilled: all but the state is here
@@ -561,15 +568,17 @@ class Sessions:
         """What the journal calls changes of slots [n]: ids and seqs."""
         return self.table.ids[slots].tobytes(), self.table.seqs[slots].tobytes()
 
-    def _quarantine(self, slot: int) -> None:
-        """The session's state is not finite: hold its last good one."""
-        bad, self.live[slot] = self.live[slot], None
-        bad.close()
-        self._resident[slot] = False
+    def _quarantine(self, slots: list[int]) -> None:
+        """The sessions' states are not finite: hold their last good ones."""
+        for slot in slots:
+            bad, self.live[slot] = self.live[slot], None
+            bad.close()
+        self._resident[slots] = False
         self.table.version += 1
-        self.quarantined[slot] = None
+        self.quarantined.update(dict.fromkeys(slots))
         if self.journal is not None:
-            with suppress(StoreDamagedError):
-                self.quarantined[slot] = self.journal.last_good(self, slot)
-            self.table.dirty[slot] = False
-            self.journal.store.put(self._quarantined_rows([slot]))
+            with suppress(StreamLSTMError):  # then none is known
+                good = self.journal.last_good(self, slots)
+                self.quarantined.update(zip(slots, good, strict=True))
+            self.table.dirty[slots] = False
+            self.journal.store.put(self._quarantined_rows(slots))
