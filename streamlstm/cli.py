@@ -102,7 +102,8 @@ def _add_serve(commands: Any) -> None:
         "--ttl",
         type=_positive_float,
         metavar="SECONDS",
-        help="evict sessions that nobody used for so long (default: never)",
+        help="end sessions that nobody used for so long, and delete their state, also the stored "
+        "one (default: never)",
     )
     serve.add_argument(
         "--state",
@@ -168,7 +169,10 @@ def _add_stream(commands: Any) -> None:
         "--session", default="stream", metavar="NAME", help="session's name (default: %(default)s)"
     )
     stream.add_argument(
-        "--resume", action="store_true", help="go on with a live session of that name (--connect)"
+        "--resume",
+        action="store_true",
+        help="with --connect: go on with the session of that name if there is one, and "
+        "leave it open at the end (default: it is new, and closed at the end)",
     )
     stream.add_argument(
         "--skip-bad", action="store_true", help="name bad rows and go on, instead of stopping"
@@ -310,8 +314,9 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
             try:
                 yield session, inputs, [name for name, _ in session.model.outputs]
             finally:
-                with suppress(StreamLSTMError):  # the error that ended the stream says more
-                    session.close()
+                if not args.resume:  # else it is to be gone on with again
+                    with suppress(StreamLSTMError):  # the error that ended the stream says more
+                        session.close()
     else:
         from streamlstm import Engine, load  # noqa: PLC0415
 

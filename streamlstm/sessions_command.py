@@ -144,6 +144,11 @@ def _found(store: Store, name: str, wanted: str | None) -> tuple[ModelRow, Sessi
 
 
 def _state(model: ModelRow, row: SessionRow) -> State:
+    if not row.state:
+        raise StoreError(
+            f"session {row.name!r} was quarantined and its last good state is not known: reset or "
+            "restore it through the server, or remove it here with --remove"
+        )
     dtype = np.dtype(model.dtype)
     numbers = np.frombuffer(row.state, dtype.newbyteorder("<")).astype(dtype.newbyteorder("="))
     units = model.units or (model.state_size // 2,)

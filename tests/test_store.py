@@ -298,6 +298,7 @@ class TestFullDisk:
                     print(id)
             except StoreError as error:
                 print(error, file=sys.stderr)
+            store.close()
             """,
             tmp_path,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -429,3 +431,25 @@ def test_what_can_not_be_read_at_all(closed: Path) -> None:
     (closed / "sessions.db").write_bytes(b"\xff" * 8192 + data[8192:])
     with pytest.raises(StoreDamagedError, match=r"nothing of .* can be read; bring back a copy"):
         accept_loss(closed)
+
+
+@pytest.mark.parametrize("way", ["missing", "empty"])
+def test_a_log_that_vanished_after_a_crash_is_noticed(tmp_path, way):
+    directory = tmp_path / "state"
+    crash = (
+        "import os, sys\nfrom pathlib import Path\nfrom streamlstm.store import open_store\n"
+        "store = open_store(Path(sys.argv[1]), 'async')\n"
+        "store.append(b'event')\nstore.commit()\nos._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", crash, str(directory)], check=True, cwd=tmp_path)
+    log = directory / "sessions.db-wal"
+    if way == "missing":
+        log.unlink()
+    else:
+        log.write_bytes(b"")
+    with pytest.raises(StoreDamagedError, match=r"last commits are gone.*--accept-loss"):
+        open_store(directory, "async")
+    assert accept_loss(directory) is not None
+    open_store(directory, "async").close()
+    assert not (directory / "running").exists()
+    open_store(directory, "async").close()  # after a clean end nothing is missed

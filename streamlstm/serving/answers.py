@@ -27,12 +27,21 @@ WINDOW_BYTES: Final = 2048
 
 RUN_BYTES_MAX: Final = 64 << 20
 
+_PLACE: Final = np.uint32(0x9E3779B1)
+"""Knuth, The Art of Computer Programming 3, 6.4: a multiplier that spreads small numbers."""
+
 STEP, STEPS, RUN, RESET, RESTORE = range(5)
 
 
 def digest(operation: int, payload: bytes | memoryview) -> int:
     """What an input is known by, 32 bits."""
     return crc32(payload, operation)
+
+
+def digests(payload: bytes | memoryview, count: int) -> Array:
+    """What the `count` events of one steps message are known by: the message and their place."""
+    found: Array = np.arange(count, dtype=np.uint32) * _PLACE + np.uint32(digest(STEPS, payload))
+    return found
 
 
 class WrongSeqError(SequenceError):
@@ -100,8 +109,8 @@ class Answers:
         self._place_digest[place] = known_by
         self._place_bytes[place * self.size : (place + 1) * self.size] = y
 
-    def keep_many(self, slots: Array, seqs: Array, known_by: Any, Y: Array) -> None:
-        """slots, seqs [n]; known_by: one digest or [n]; Y [n, outputs]."""
+    def keep_many(self, slots: Array, seqs: Array, known_by: Array, Y: Array) -> None:
+        """slots, seqs, known_by [n]; Y [n, outputs]."""
         places = seqs % self.window
         self._digests[slots, places] = known_by
         self._outputs[slots, places] = Y
@@ -138,7 +147,7 @@ class Answers:
             raise QuarantinedError(seq)
         return y.tobytes()
 
-    def find_many(self, slots: Array, seqs: Array, known_by: int, lasts: Array) -> Array:
+    def find_many(self, slots: Array, seqs: Array, known_by: Array, lasts: Array) -> Array:
         """The answers [n, outputs] to one message's events, or `find`'s errors by index."""
         wrong = (seqs < 1) | (seqs > lasts)
         places = seqs % self.window

@@ -274,6 +274,7 @@ def serve(
         brokers.append(broker)
         if caught:
             broker.stop()
+        _warn_of_others(protocol)
         log(
             "listening",
             endpoint=broker.endpoint,
@@ -304,6 +305,24 @@ def _told(protocol: ServerProtocol, took_s: float) -> dict[str, Any]:
         told |= {"recovered_events": stats["recovered_events"], "recovery_s": round(took_s, 3)}
         told["sessions"] = {name: model["sessions"] for name, model in stats["models"].items()}
     return told
+
+
+def _warn_of_others(protocol: ServerProtocol) -> None:
+    """Say which stored sessions can't be had here, because their model is not served."""
+    if protocol.journal is None:
+        return
+    store = protocol.journal.store
+    served = {sessions.model_id for sessions in protocol.tables}
+    for model in store.models:
+        waiting = 0 if model.id in served else store.count(model.id)
+        if waiting:
+            log(
+                "stored sessions of a model that is not served",
+                level="warning",
+                model=model.name,
+                fingerprint=model.fingerprint,
+                sessions=waiting,
+            )
 
 
 class _Faults:

@@ -845,7 +845,7 @@ class ClientProtocol:
         elif isinstance(error, SequenceError) and type(details.get("expected")) is int:
             self._out_of_order(call, session, error, details["expected"], now)
         else:
-            self._refuse(call, error, now)
+            self._refuse(call, error, now, late=call.copies > 0)
 
     def _out_of_order(
         self, call: Call, session: ClientSession, error: SequenceError, expected: int, now: float
@@ -891,8 +891,11 @@ class ClientProtocol:
     def _steps_refused(self, call: Call, error: StreamLSTMError, now: float) -> None:
         group = call.group
         assert group is not None
+        if isinstance(error, AnswerGoneError):
+            self._lose(call, error, now)
+            return
         if not isinstance(error, (SessionUnknownError, SessionFencedError)):
-            self._refuse(call, error, now)
+            self._refuse(call, error, now, late=call.copies > 0)
             return
         for session in group.sessions:
             if session.closed:

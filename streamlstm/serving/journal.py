@@ -12,7 +12,7 @@ Changes, each a msgpack array:
     open     model, id, name, epoch, token, state or nil    also a fork
     own      id, epoch, token                               a new epoch
     step     model, ids, seqs, X, nil                       each event a message
-    steps    model, ids, seqs, X, digest                    one message
+    steps    model, ids, seqs, X, digests                   one message
     run      id, first seq, X
     reset    id, seq
     restore  id, seq, state, digest
@@ -43,9 +43,13 @@ Array = npt.NDArray[Any]
 Change = tuple[Any, ...]
 
 CHECKPOINT_S: Final = 5.0
-SLICE_BUSY: Final = 64
-"""Rows that a checkpoint writes in a turn: less than a millisecond."""
-SLICE_IDLE: Final = 512
+SLICE_BUSY: Final = 64 << 10
+"""Bytes of rows that a checkpoint writes in a turn: about a millisecond."""
+SLICE_IDLE: Final = 2 << 20
+SLICE_ROWS: Final = 16
+FINISH_ROWS: Final = 512
+TRIM_RECORDS: Final = 200
+"""Records dropped in a turn."""
 
 
 class Journal:
@@ -60,7 +64,7 @@ class Journal:
         self._pack = msgpack.Packer().pack
         self._models: dict[int, str] = {}  # arithmetic class of each that is served
         self._due: list[tuple[Sessions, Array]] = []  # of the checkpoint under way
-        self._through = 0  # the journal's last record at its beginning
+        self._through = store.trimmed  # the journal's last record at its beginning
         self._appended = 0
         self._begun_s = 0.0
 
@@ -96,19 +100,18 @@ class Journal:
 
     def checkpoint(self, sessions: Sequence[Sessions], now: float, *, idle: bool) -> None:
         """A turn's share of writing rows; `commit` after it."""
-        due = self._due or (now >= self._begun_s + CHECKPOINT_S and self._begin(sessions, now))
-        if not due:
+        under_way = self._due or self.store.trimmed < self._through
+        if not under_way and (now < self._begun_s + CHECKPOINT_S or not self._begin(sessions, now)):
             return
         left = SLICE_IDLE if idle else SLICE_BUSY
         while self._due and left > 0:
             owner, slots = self._due.pop()
-            part, rest = slots[:left], slots[left:]
-            owner.write(part[owner.table.dirty[part]])
-            left -= len(part)
+            part, rest = slots[:SLICE_ROWS], slots[SLICE_ROWS:]
+            left -= owner.write(part[owner.table.dirty[part]])
             if len(rest):
                 self._due.append((owner, rest))
         if not self._due:
-            self.store.trim(self._through)
+            self.store.trim(min(self._through, self.store.trimmed + TRIM_RECORDS))
 
     def _begin(self, sessions: Sequence[Sessions], now: float) -> bool:
         self._begun_s = now
@@ -123,12 +126,12 @@ class Journal:
         self.commit()
         for owner in sessions:
             slots = np.flatnonzero(owner.table.dirty)
-            for start in range(0, len(slots), SLICE_IDLE):
-                owner.write(slots[start : start + SLICE_IDLE])
+            for start in range(0, len(slots), FINISH_ROWS):
+                owner.write(slots[start : start + FINISH_ROWS])
                 self.store.commit()
         last = max(self._appended, self._through)
         self._due = []
-        if last:
+        if last > self.store.trimmed:
             self.store.trim(last)
         self._appended = 0
         self.store.commit()
@@ -236,7 +239,7 @@ class _Replay:
             table = owner.table
             table.epochs[slot], table.tokens[slot], table.dirty[slot] = epoch, token, True
 
-    def _step(self, model: int, ids: bytes, seqs: bytes, X: bytes, known_by: int | None) -> None:
+    def _step(self, model: int, ids: bytes, seqs: bytes, X: bytes, known_by: bytes | None) -> None:
         owner = self._owner(model)
         if known_by is None and len(ids) == 8:
             self._step_one(owner, int.from_bytes(ids, "little"), int.from_bytes(seqs, "little"), X)
@@ -255,9 +258,10 @@ class _Replay:
             at, slots = (np.array(column) for column in zip(*part, strict=True))
             events = np.ascontiguousarray(rows[at])
             owner.bring(slots)
-            digests: Any = known_by
-            if digests is None:
+            if known_by is None:
                 digests = np.array([digest(STEP, x.tobytes()) for x in events], np.uint32)
+            else:
+                digests = np.frombuffer(known_by, np.uint32)[at]
             owner.step_many(slots, events, digests, "step")
         self.events += len(new)
 

@@ -47,10 +47,10 @@ from streamlstm.serving.answers import (
     RESTORE,
     RUN,
     STEP,
-    STEPS,
     QuarantinedError,
     WrongSeqError,
     digest,
+    digests,
 )
 from streamlstm.serving.journal import Journal
 from streamlstm.serving.rounds import QueueLimits, Request, Rounds
@@ -371,7 +371,7 @@ class ServerProtocol:
         number = self._rounds.earliest
         slot = sessions.table.by_name.get(name)
         if slot is not None:  # it waits for that session's messages
-            number = max(number, sessions.table.row_rounds[slot] + 1)
+            number = self._rounds.after(sessions.table.row_rounds[slot], sessions.answers.window)
             sessions.table.row_rounds[slot] = number
         self._put(request, number)
 
@@ -567,7 +567,7 @@ class ServerProtocol:
             raise ShapeError(f"steps for {len(slots)} sessions needs as many events, got {len(X)}")
         if bulk.version != table.version:  # somebody took one over since, perhaps
             table.check_owners(slots, bulk.epochs, request.peer)
-        known_by = digest(STEPS, payload if isinstance(payload, bytes) else X.tobytes())
+        known_by = digests(payload if isinstance(payload, bytes) else X.tobytes(), len(slots))
         if seqs_given is not None:
             given = wire.integers(seqs_given, "<i8", "seqs")
             if given.shape != slots.shape:
@@ -586,7 +586,7 @@ class ServerProtocol:
             self._notify(request.peer, "quarantined", [self._entry(sessions, s) for s in held])
         return self._encoder.ok(request.ident, seqs.tobytes(), Y.tobytes())
 
-    def _steps_again(self, request: Request, given: Array, lasts: Array, known_by: int) -> bytes:
+    def _steps_again(self, request: Request, given: Array, lasts: Array, known_by: Array) -> bytes:
         """Answer a repeat of `steps`; refuse what is neither all new nor all known."""
         if (given > lasts).any():
             index = int(np.argmax(given != lasts + 1))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -27,7 +28,6 @@ from streamlstm.errors import (
     NonFiniteError,
     StateMismatchError,
     StoreDamagedError,
-    StreamLSTMError,
 )
 from streamlstm.serving.answers import (
     RESET,
@@ -146,6 +146,7 @@ class Sessions:
         self.journal = journal
         self.model_id = 0
         self.total = 0  # sessions here or in the store
+        self._stored: Iterator[tuple[int, str]] | None = None  # not yet swept
         if journal is not None:
             self.model_id = journal.register(self.model, engine.arithmetic)
             self.total = journal.store.count(self.model_id)
@@ -185,7 +186,8 @@ class Sessions:
 
         Raises CapacityError, StateMismatchError (the store has it under another model).
         """
-        if self.total >= self.engine.max_sessions:
+        replaying = self.journal is not None and self.journal.replaying
+        if self.total >= self.engine.max_sessions and not replaying:
             raise CapacityError(
                 f"all {self.engine.max_sessions} sessions are open; close some, or start the "
                 "server with a larger --max-sessions"
@@ -254,19 +256,18 @@ class Sessions:
         self.total -= 1
 
     def sweep(self, at_most: int) -> int:
-        """Evict stored sessions that have no slot; how many it did."""
+        """Evict those of the next stored sessions that have no slot; how many it looked at."""
         assert self.journal is not None
-        idle = []
+        if self._stored is None:
+            self._stored = self.journal.store.names(self.model_id)
+        seen: list[tuple[int, str]] = []
         with suppress(StoreDamagedError):  # those behind it stay, as `sessions --check` tells
-            for session_id, name in self.journal.store.names(self.model_id):
-                if name not in self.table.by_name:
-                    idle.append(session_id)
-                    if len(idle) == at_most:
-                        break
+            seen.extend(islice(self._stored, at_most))
+        idle = [session_id for session_id, name in seen if name not in self.table.by_name]
         self.journal.store.delete(idle)
         self.total -= len(idle)
         self.evicted += len(idle)
-        return len(idle)
+        return len(seen)
 
     def _add(self, name: str, session_id: int, **facts: Any) -> int:
         if self.table.full:
@@ -308,17 +309,18 @@ class Sessions:
             raise QuarantinedError(seq)
         if self.journal is not None:
             table.row_dirty[slot] = True
-            row = np.array([slot])
-            self.journal.add("step", self.model_id, *self._names(row), bytes(x), None)
+            session_id = int(table.ids[slot]).to_bytes(8, "little")
+            changed = session_id, seq.to_bytes(8, "little"), bytes(x), None
+            self.journal.add("step", self.model_id, *changed)
         return self._y_bytes
 
     def step_many(
-        self, slots: Array, X: Array, known_by: Any, op: str, group: Any = None
+        self, slots: Array, X: Array, known_by: Array, op: str, group: Any = None
     ) -> tuple[Array, Array]:
         """One event each: slots [n], X [n, inputs] -> (seqs [n], Y [n, outputs]).
 
-        known_by: the digest of the message, or of each event [n]. A row of NaN in Y is a session
-        that is quarantined now. Raises NonFiniteError (nothing was stepped), CapacityError.
+        known_by: the digest of each event [n]. A row of NaN in Y is a session that is quarantined
+        now. Raises NonFiniteError (nothing was stepped), CapacityError.
         """
         if self.alone:
             self._check_events(X)
@@ -340,8 +342,9 @@ class Sessions:
             good = slots if bad is None else slots[~bad]
             events = X if bad is None else X[~bad]
             if len(good):
-                message = None if op == "step" else known_by
-                self.journal.add(op, self.model_id, *self._names(good), events.tobytes(), message)
+                digests = known_by if bad is None else known_by[~bad]
+                kept = None if op == "step" else digests.tobytes()
+                self.journal.add(op, self.model_id, *self._names(good), events.tobytes(), kept)
         if bad is not None:
             self._quarantine(slots[bad].tolist())
         return seqs, Y
@@ -459,10 +462,10 @@ class Sessions:
         self._make_room(len(np.unique(away)), slots)
         for slot in away:
             if self.live[slot] is None:
-                self._load_state(int(slot))
+                self._load_state(int(slot), slots)
 
-    def _load_state(self, slot: int) -> Any:
-        """The engine's session of a slot whose state is in the store."""
+    def _load_state(self, slot: int, keep: Any = ()) -> Any:
+        """The engine's session of a slot whose state is in the store; `keep` stay resident."""
         table = self.table
         if slot in self.quarantined:
             raise QuarantinedError(table.row_seqs[slot])
@@ -470,7 +473,7 @@ class Sessions:
         row = self.journal.store.get(int(table.ids[slot]))
         assert row is not None
         assert row.seq == table.row_seqs[slot]
-        self._make_room(1, (slot,))
+        self._make_room(1, keep)
         session = self.engine.adopt(row.name, np.frombuffer(row.state, self.dtype), row.seq)
         self._settle(slot, session)
         return session
@@ -507,11 +510,11 @@ class Sessions:
 
     # --- rows of the store ---
 
-    def write(self, slots: Array) -> None:
+    def write(self, slots: Array) -> int:
         """Put the sessions of slots [n] into the store as they are now.
 
         Those whose state is not finite are quarantined; while the journal is replayed they are
-        left dirty instead, for more of their changes may follow.
+        left dirty instead, for more of their changes may follow. Returns the bytes written.
         """
         assert self.journal is not None
         resident = slots[self._resident[slots]]
@@ -522,8 +525,9 @@ class Sessions:
             slots = slots[~np.isin(slots, bad)]
         elif len(bad):
             self._quarantine(bad.tolist())
-        rows = zip(resident[fine], numbers[fine], strict=True)
-        self.journal.store.put(self._row(int(slot), state.tobytes()) for slot, state in rows)
+        pairs = zip(resident[fine], numbers[fine], strict=True)
+        rows = [self._row(int(slot), state.tobytes()) for slot, state in pairs]
+        self.journal.store.put(rows)
         held = [int(slot) for slot in slots if int(slot) in self.quarantined]
         self.journal.store.put(self._quarantined_rows(held))
         for slot in slots[~self._resident[slots]]:  # spilled: all but the state is here
@@ -533,6 +537,7 @@ class Sessions:
                     assert row is not None
                     self.journal.store.put([self._row(int(slot), row.state)])
         self.table.dirty[slots] = False
+        return sum(len(row.state) + len(row.answers) for row in rows)
 
     def _row(self, slot: int, state: bytes, quarantined: bool = False) -> SessionRow:
         table = self.table
@@ -577,7 +582,7 @@ class Sessions:
         self.table.version += 1
         self.quarantined.update(dict.fromkeys(slots))
         if self.journal is not None:
-            with suppress(StreamLSTMError):  # then none is known
+            with suppress(StoreDamagedError):  # then none is known
                 good = self.journal.last_good(self, slots)
                 self.quarantined.update(zip(slots, good, strict=True))
             self.table.dirty[slots] = False

@@ -59,6 +59,7 @@ class SessionTable:
     """
 
     _ARRAYS: Final = {
+        "used": np.bool_,  # a session's
         "owners": np.int64,  # Peer.number, 0 for nobody
         "epochs": np.uint32,
         "seqs": np.int64,  # of the last change applied
@@ -70,6 +71,7 @@ class SessionTable:
         "lost_epochs": np.uint32,
         "lost_causes": np.uint8,
     }
+    used: Array
     owners: Array
     epochs: Array
     seqs: Array
@@ -123,6 +125,7 @@ class SessionTable:
         self.version += 1
         self.by_name[name] = slot
         self.names[slot] = name
+        self.used[slot] = True
         self.ids[slot] = session_id
         self.epochs[slot] = epoch or self._next_epoch(slot)
         self.tokens[slot] = token
@@ -143,6 +146,7 @@ class SessionTable:
         self.lost_causes[slot] = cause
         del self.by_name[self.names[slot]]
         self.names[slot] = ""
+        self.used[slot] = False
         self.dirty[slot] = False
         self._free.append(slot)
 
@@ -208,9 +212,8 @@ class SessionTable:
 
     def idle(self, before_s: float, round_now: int, at_most: int) -> list[int]:
         """Slots in use, but not since `before_s`, with nothing scheduled."""
-        idle = (self.active_s < before_s) & (self.rounds < round_now)
-        slots = [int(slot) for slot in np.flatnonzero(idle) if self.names[slot]]
-        return slots[:at_most]
+        idle = self.used & (self.active_s < before_s) & (self.rounds < round_now)
+        return [int(slot) for slot in np.flatnonzero(idle)[:at_most]]
 
     def grow(self, slots: int) -> None:
         """Have so many slots."""

@@ -91,6 +91,7 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._failure: StoreError | None = None
+        self.running: Path | None = None  # a file that close() removes
         if is_empty(connection):
             for statement in _TABLES:
                 self._write(statement)
@@ -204,11 +205,17 @@ class Store:
             except sqlite3.Error as error:
                 self._fail(error)
 
+    def checkpoint(self) -> None:
+        """Write the whole log into the main file."""
+        self._fetch("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Undo what is not committed, close the database, let its directory go."""
         with suppress(sqlite3.Error):
             self._connection.rollback()
         self._connection.close()
+        if self.running is not None:
+            self.running.unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -2,6 +2,7 @@
 
 DIR/sessions.db, sessions.db-wal, sessions.db-shm   SQLite's
 DIR/lock                                            held by the server, with its process id
+DIR/running                                         from a server's start to its clean end
 DIR/accept-loss                                     while salvage has not come to its end
 DIR/damaged-N/                                      what salvage was made from
 """
@@ -25,6 +26,7 @@ S = TypeVar("S", bound=Store)
 DATABASE: Final = "sessions.db"
 LOCK: Final = "lock"
 INTERRUPTED: Final = "accept-loss"
+RUNNING: Final = "running"
 
 PAGE_BYTES: Final = 4096
 """With 8192 commits of 10 kB take as long, with 1024 and 16,384 a quarter to a third longer."""
@@ -73,7 +75,17 @@ def open_store(directory: Path, durability: str) -> Store:
         raise StoreError(f"the state directory {directory} can't be used: {error}") from error
     try:
         refuse_damage(directory)
-        return create_store(directory / DATABASE, durability, lock)
+        store = create_store(directory / DATABASE, durability, lock)
+        if not store.records:
+            # Tables are in the main file before anything is only in the log.
+            store.checkpoint()
+        # A first write, so that there is a log as long as the directory says that it is in use.
+        store.begin_journal(store.trimmed, incomplete=store.incomplete)
+        store.commit()
+        store.running = directory / RUNNING
+        store.running.touch(mode=0o600)
+        sync_directory(directory)
+        return store
     except BaseException:
         os.close(lock)
         raise
@@ -189,11 +201,22 @@ def refuse_damage(directory: Path) -> None:
                     "bring back a copy of the directory, or move the log away to begin anew"
                 )
             return
+        if log_is_missing(directory):
+            raise StoreDamagedError(
+                f"{wal} is missing or empty, but the server that used it did not end by itself, "
+                f"so its last commits are gone; {way_out(str(database))}"
+            )
         damage = find_damage(database)
     except OSError as error:
         raise StoreError(f"the state directory {directory} can't be read: {error}") from error
     if damage is not None:
         raise StoreDamagedError(f"{wal} is damaged {damage}; {way_out(str(database))}")
+
+
+def log_is_missing(directory: Path) -> bool:
+    """Whether a server was killed and its log, with its last commits, is not there any more."""
+    wal = directory / f"{DATABASE}-wal"
+    return (directory / RUNNING).exists() and not (wal.exists() and wal.stat().st_size)
 
 
 def sync_directory(directory: Path) -> None:

@@ -19,7 +19,9 @@ from streamlstm.store.database import MODELS, Store
 from streamlstm.store.directory import (
     DATABASE,
     INTERRUPTED,
+    RUNNING,
     create_store,
+    log_is_missing,
     read_database,
     sync_directory,
     take_lock,
@@ -43,7 +45,7 @@ def accept_loss(directory: Path) -> tuple[Path, list[str]] | None:
     try:
         marker = directory / INTERRUPTED
         if not marker.exists():
-            if _is_whole(directory / DATABASE):
+            if _is_whole(directory / DATABASE) and not log_is_missing(directory):
                 return None
             _set_aside(directory, marker)
         kept = directory / marker.read_text()
@@ -54,6 +56,7 @@ def accept_loss(directory: Path) -> tuple[Path, list[str]] | None:
         sync_directory(directory)
         new.replace(directory / DATABASE)
         sync_directory(directory)
+        (directory / RUNNING).unlink(missing_ok=True)
         marker.unlink()
         sync_directory(directory)
         return kept, lost
@@ -99,6 +102,8 @@ def _copy(damaged: Path, new: Path) -> list[str]:
     """Copy what is whole; what is not, a sentence each."""
     log = find_damage(damaged)
     lost = [] if log is None else [f"the log was damaged {log}"]
+    if not Path(f"{damaged}-wal").exists():
+        lost.append("the log was not there: what was committed last")
     try:
         old = read_database(damaged, _DamagedStore)
     except StoreDamagedError as error:

@@ -19,7 +19,7 @@ from serving.feeds import ACTIONS, Feeds
 from serving.talk import At, Talk, bulk, event, floats, run
 from streamlstm import kernels
 from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
-from streamlstm.serving.journal import CHECKPOINT_S, SLICE_BUSY
+from streamlstm.serving.journal import CHECKPOINT_S, SLICE_ROWS
 from streamlstm.store import Store, open_store
 
 
@@ -319,9 +319,12 @@ def test_a_stopped_server_leaves_no_journal(tmp_path: Path) -> None:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_goes_on_while_sessions_do(disk: Disk) -> None:
+def test_a_checkpoint_goes_on_while_sessions_do(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlstm.serving.journal.SLICE_BUSY", 1)  # one part a turn
     talk = disk.start()
-    count = 3 * SLICE_BUSY
+    count = 3 * SLICE_ROWS
     ats = [talk.open(f"s{i}") for i in range(count)]
     talk.done(*bulk(ats, range(count), [1] * count))
     assert (disk.count("sessions"), disk.count("journal")) == (0, count + 1)
@@ -329,7 +332,7 @@ def test_a_checkpoint_goes_on_while_sessions_do(disk: Disk) -> None:
     for turn in range(1, 4):
         seqs = [turn + 1] * count
         talk.done(*bulk(ats, [1] * count, seqs))
-        assert disk.count("sessions") == turn * SLICE_BUSY
+        assert disk.count("sessions") == turn * SLICE_ROWS
     assert disk.count("journal") == 3  # of the turns since
     talk = disk.start()
     assert talk.protocol.stats(0)["recovered_events"] < 3 * count
@@ -351,14 +354,17 @@ def test_an_idle_server_comes_to_rest(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("reopened", [False, True])
-def test_a_session_closed_during_a_checkpoint(disk: Disk, reopened: bool) -> None:
+def test_a_session_closed_during_a_checkpoint(
+    disk: Disk, reopened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlstm.serving.journal.SLICE_BUSY", 1)  # one part a turn
     talk = disk.start()
-    count = SLICE_BUSY + 10
+    count = SLICE_ROWS + 10
     ats = {f"s{i}": talk.open(f"s{i}") for i in range(count)}
     talk.done(*bulk(list(ats.values()), [1] * count))
     talk.now += CHECKPOINT_S + 1
     talk.done(*event(ats["s0"], 2, 1))  # a slice is written
-    assert disk.count("sessions") == SLICE_BUSY
+    assert disk.count("sessions") == SLICE_ROWS
     for name in ("s1", f"s{count - 1}"):  # one of them, and one that is due
         talk.done("close", 0, *ats[name])
         if reopened:
