@@ -30,7 +30,10 @@ from streamlstm.serving.protocol import Reply, ServerProtocol
 from streamlstm.serving.sessions import EngineLike
 from streamlstm.store import open_store
 
-MESSAGES_PER_TURN_MAX: Final = 256
+MESSAGES_PER_TURN_MAX: Final = 1024
+UNREAD_HERE_MAX: Final = 64
+"""Messages of a peer that libzmq holds, some 8 KiB each; more wait in the peer's connection."""
+
 PENDING_MAX: Final = 4096
 """While so many messages of all clients wait, new ones are left in the socket."""
 
@@ -47,13 +50,14 @@ TICK_S: Final = 1.0
 GRACE_S: Final = 5.0
 """A drain that takes longer is broken off."""
 
+QUIET_MS: Final = 20
+"""At the end: nothing came for so long, so that nothing more is in the connections."""
+
 LINGER_MS: Final = 1000
 
 # Plain integers: operations on the enums of pyzmq cost microseconds, and a turn has few.
-_POLLIN: Final = int(zmq.POLLIN)
 _DONTWAIT: Final = int(zmq.DONTWAIT)
 _SNDMORE: Final = int(zmq.SNDMORE) | _DONTWAIT
-_EVENTS: Final = zmq.EVENTS
 _RCVMORE: Final = zmq.RCVMORE
 
 
@@ -95,6 +99,7 @@ class Broker:
         # What is a little too large still gets a reply; what is far too large, a closed connection.
         self._socket.set(zmq.MAXMSGSIZE, 2 * frame_bytes_max)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.RCVHWM, UNREAD_HERE_MAX)
         self._socket.set(zmq.SNDHWM, UNREAD_MAX * protocol.peer_messages)
         self._socket.set(zmq.RCVTIMEO, WAIT_MS)
         self._socket.set(zmq.LINGER, LINGER_MS)
@@ -135,12 +140,12 @@ class Broker:
         """Answer everything that is here, and stop."""
         protocol, sock = self._protocol, self._socket
         protocol.drain()
-        sock.set(zmq.RCVTIMEO, 0)  # wait for nothing more
+        sock.set(zmq.RCVTIMEO, QUIET_MS)
         until_s = self._clock() + GRACE_S
         while self._clock() < until_s:
-            self._drain_socket()
+            received = self._drain_socket()
             self._send(protocol.step(self._clock()))
-            if not protocol.pending and not self._readable():
+            if not protocol.pending and not received:
                 break
         else:
             log("drain broken off", level="error", pending=protocol.pending)
@@ -155,8 +160,11 @@ class Broker:
         self._socket.close()
         self._context.term()
 
-    def _drain_socket(self) -> None:
-        """Receive what has arrived, and wait for a first message when nothing is pending."""
+    def _drain_socket(self) -> int:
+        """Receive what has arrived, and wait for a first message when nothing is pending.
+
+        How many messages there were.
+        """
         pending = self._protocol.pending
         budget = min(MESSAGES_PER_TURN_MAX, PENDING_MAX - pending)
         received = 0
@@ -169,10 +177,8 @@ class Broker:
                 # What has to be waited for is most likely alone: not worth another look.
                 with suppress(zmq.Again):
                     self._receive(0)
-
-    def _readable(self) -> bool:
-        events: Any = self._socket.get(_EVENTS)
-        return bool(events & _POLLIN)
+                    received = 1
+        return received
 
     def _receive(self, flags: int) -> None:
         """One message; of too many frames only as many are kept as show that."""
