@@ -123,7 +123,7 @@ def pair(model: Path, transport: str, folder: Path, *options: str) -> Iterator[P
         sock.linger = 0
         sock.connect(echo_address)
         x = np.linspace(-1, 1, INPUTS, dtype=np.float32)
-        fields = (session._handle, session.epoch, 10_000, None, None, x.tobytes())
+        fields = (session._core.handle, session.epoch, 10_000, None, None, x.tobytes())
         yield Pair(session, sock, wire.Encoder().request("step", 10_000, fields), x)
 
 

@@ -43,6 +43,9 @@ UNREAD_MAX: Final = 4
 libzmq hears of what was read in steps of half its limit, so that half of this is sure.
 """
 
+QUEUED_S: Final = 50e-6
+"""A message received faster than this was there already; waking up takes longer."""
+
 WAIT_MS: Final = 200
 """Longest sleep of an idle loop, and so the longest reaction to a signal."""
 
@@ -169,21 +172,25 @@ class Broker:
         budget = min(MESSAGES_PER_TURN_MAX, PENDING_MAX - pending)
         received = 0
         try:
+            if not pending:
+                started_s = self._clock()
+                peer = self._socket.recv()
+                waited_s = self._clock() - started_s
+                self._receive(peer)
+                received = 1
+                # What had to be waited for is most likely alone: not worth a look.
+                if waited_s > QUEUED_S and not self._stopping:
+                    return received
             while received < budget:
-                self._receive(_DONTWAIT)
+                self._receive(self._socket.recv(_DONTWAIT))
                 received += 1
         except zmq.Again:
-            if not received and not pending:
-                # What has to be waited for is most likely alone: not worth another look.
-                with suppress(zmq.Again):
-                    self._receive(0)
-                    received = 1
+            pass
         return received
 
-    def _receive(self, flags: int) -> None:
-        """One message; of too many frames only as many are kept as show that."""
+    def _receive(self, peer: bytes) -> None:
+        """The rest of a message; of too many frames only as many are kept as show that."""
         sock = self._socket
-        peer = sock.recv(flags)
         frames = [sock.recv()]  # a ROUTER's message has its peer and at least one frame
         while sock.get(_RCVMORE):
             frames[1:] = [sock.recv()]
