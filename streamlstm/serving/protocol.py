@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -518,7 +517,7 @@ class ServerProtocol:
     def _step_events(self, sessions: Sessions, good: list[Request], events: list[bytes]) -> None:
         slots = np.array([request.slot for request in good])
         X = np.frombuffer(b"".join(events), sessions.dtype).reshape(len(good), -1)
-        known_by = np.array([crc32(x, STEP) for x in events], np.uint32)
+        known_by = np.array([digest(STEP, x) for x in events], np.uint32)
         try:
             sessions.bring(slots)
             seqs, Y = sessions.step_many(slots, X, known_by, "step")
@@ -534,12 +533,11 @@ class ServerProtocol:
                 self._reply_error(request, error)
             return
         encode = self._encoder.ok
-        fine: Any = np.isfinite(Y).all(axis=1).tolist()
-        for request, seq, y, is_fine in zip(good, seqs.tolist(), Y, fine, strict=True):
-            if is_fine:
-                self._reply_ok(request, encode(request.ident, seq, y.tobytes()))
-            else:
+        for request, seq, y in zip(good, seqs.tolist(), Y, strict=True):
+            if request.slot in sessions.quarantined:
                 self._reply_error(request, QuarantinedError(seq))
+            else:
+                self._reply_ok(request, encode(request.ident, seq, y.tobytes()))
 
     def _step_apart(
         self, sessions: Sessions, batch: list[Request], events: list[bytes], X: Array

@@ -118,8 +118,7 @@ class EngineLike(Protocol):
     @property
     def largest_event(self) -> Any: ...  # [inputs], or None where only finite matters
     def __len__(self) -> int: ...
-    def open(self, name: str) -> Any: ...  # a SessionLike
-    def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...
+    def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...  # a SessionLike
     def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
 
 
@@ -194,7 +193,7 @@ class Sessions:
             )
         self.check_model(name)
         self._make_room(1, ())
-        session = self._adopt(name, numbers, 0)
+        session = self.engine.adopt(name, numbers, 0)
         session_id = self.journal.new_id() if self.journal is not None else 0
         slot = self._add(name, session_id, epoch=epoch, token=token, seq=0, now=now)
         self._settle(slot, session)
@@ -264,9 +263,9 @@ class Sessions:
         with suppress(StoreDamagedError):  # those behind it stay, as `sessions --check` tells
             seen.extend(islice(self._stored, at_most))
         idle = [session_id for session_id, name in seen if name not in self.table.by_name]
-        self.journal.store.delete(idle)
-        self.total -= len(idle)
-        self.evicted += len(idle)
+        evicted = self.journal.store.delete(idle)  # some may have been opened and closed since
+        self.total -= evicted
+        self.evicted += evicted
         return len(seen)
 
     def _add(self, name: str, session_id: int, **facts: Any) -> int:
@@ -274,11 +273,6 @@ class Sessions:
             self.table.grow(2 * self.table.slots)
             self._grow()
         return self.table.add(name, session_id, **facts)
-
-    def _adopt(self, name: str, numbers: Array | None, seq: int) -> Any:
-        if numbers is None and not seq:
-            return self.engine.open(name)
-        return self.engine.adopt(name, numbers, seq)
 
     def _settle(self, slot: int, session: Any) -> None:
         """The engine's session of a slot can be stepped from now on."""
@@ -411,7 +405,7 @@ class Sessions:
         session = self._changeable(slot)
         seq = self.table.row_seqs[slot]
         session.close()
-        self._changed(slot, self._adopt(self.table.names[slot], numbers, seq + 1), known_by)
+        self._changed(slot, self.engine.adopt(self.table.names[slot], numbers, seq + 1), known_by)
 
     def state(self, slot: int) -> Any:
         """The engine's State of a session, the last good one of a quarantined session."""
@@ -431,7 +425,7 @@ class Sessions:
             return self.live[slot] or self._load_state(slot)
         self._make_room(1, ())
         table = self.table
-        return self._adopt(table.names[slot], self.quarantined[slot], table.row_seqs[slot])
+        return self.engine.adopt(table.names[slot], self.quarantined[slot], table.row_seqs[slot])
 
     def _changed(self, slot: int, session: Any, known_by: int) -> None:
         self.quarantined.pop(slot, None)

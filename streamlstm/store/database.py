@@ -170,9 +170,9 @@ class Store:
         if self._write_many(_PUT, columns) != len(columns):
             self._fail(sqlite3.IntegrityError("an id was put with another name or model"))
 
-    def delete(self, ids: Iterable[int]) -> None:
-        """Delete the rows of these ids; unknown ones are passed over."""
-        self._write_many("DELETE FROM sessions WHERE id=?", [(id,) for id in ids])
+    def delete(self, ids: Iterable[int]) -> int:
+        """Delete the rows of these ids; unknown ones are passed over. How many there were."""
+        return self._write_many("DELETE FROM sessions WHERE id=?", [(id,) for id in ids])
 
     def trim(self, through: int) -> None:
         """Drop the journal's records up to this id; the rows are complete then."""

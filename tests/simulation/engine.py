@@ -115,9 +115,9 @@ class FusedStore(Store):
         self.fuse.burn("trim")
         super().trim(through)
 
-    def delete(self, ids: Any) -> None:
+    def delete(self, ids: Any) -> int:
         self.fuse.burn("delete")
-        super().delete(ids)
+        return super().delete(ids)
 
     def commit(self) -> None:
         writing = self._connection.in_transaction

@@ -222,7 +222,6 @@ def client_uses_numbers_twice(patch: Patch) -> None:
 
     patch.setattr(ClientProtocol, "_refuse", mutant)
     patch.setattr(protocol, "digest", lambda *_: 0)
-    patch.setattr(protocol, "crc32", lambda *_: 0)
     patch.setattr(sessions, "digest", lambda *_: 0)
 
 
