@@ -34,7 +34,7 @@ def extension(name: str, *c_sources: str) -> Extension:
         f"streamlstm.{name}",
         [f"src_pyx/streamlstm/{name}.pyx", *c_sources],
         include_dirs=[np.get_include(), "src_pyx/streamlstm"],
-        depends=[f"{SIMD}/kernel.h", f"{SIMD}/fused.h"],
+        depends=[f"{SIMD}/{h}.h" for h in ("kernel", "functions", "cells", "fused")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         # A result must not depend on which multiply-adds the compiler chose to fuse.
         extra_compile_args=["-O3", "-ffp-contract=off"],

@@ -14,22 +14,28 @@ if TYPE_CHECKING:
     from streamlstm.engine import Engine, Session, State
     from streamlstm.errors import StreamLSTMError
     from streamlstm.importers import from_torch, import_model
+    from streamlstm.importers.verify import Proof, verify
     from streamlstm.kernels import show_config
-    from streamlstm.model import LSTM, Dense, Feature, Model
+    from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding
+    from streamlstm.model import Feature, Model
     from streamlstm.model_file import load
     from streamlstm.serving.client import AsyncClient, Client
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Activation": "layers",
     "AsyncClient": "serving.client",
     "Client": "serving.client",
-    "Dense": "model",
+    "Dense": "layers",
+    "Embedding": "layers",
     "Engine": "engine",
     "Feature": "model",
+    "GRU": "layers",
     "Group": "_engine",
-    "LSTM": "model",
+    "LSTM": "layers",
     "Model": "model",
+    "Proof": "importers.verify",
     "Session": "engine",
     "State": "engine",
     "StreamLSTMError": "errors",
@@ -37,17 +43,22 @@ _HOME = {
     "import_model": "importers",
     "load": "model_file",
     "show_config": "kernels",
+    "verify": "importers.verify",
 }
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "Activation",
     "AsyncClient",
     "Client",
     "Dense",
+    "Embedding",
     "Engine",
     "Feature",
     "Group",
     "Model",
+    "Proof",
     "Session",
     "State",
     "StreamLSTMError",
@@ -55,6 +66,7 @@ __all__ = [
     "import_model",
     "load",
     "show_config",
+    "verify",
 ]
 
 

@@ -18,7 +18,12 @@ class EngineCore:
     forked: bool
     largest_event: Array
     def __new__(
-        cls, network: Network, max_sessions: int, threads: int, largest_event: Array
+        cls,
+        network: Network,
+        max_sessions: int,
+        threads: int,
+        largest_event: Array,
+        vocabulary: int,
     ) -> Self: ...
     def _ensure_usable(self) -> None: ...
     def _open_row(self) -> tuple[int, int] | None: ...

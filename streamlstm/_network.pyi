@@ -2,6 +2,8 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
+from streamlstm.layers import Layer
+
 class Network:
     itemsize: int
     inputs: int
@@ -14,7 +16,7 @@ class Network:
     def __new__(
         cls,
         dtype: DTypeLike,
-        layers: list[tuple[Any, ...]],
+        layers: list[Layer],
         x_mean: Any,
         x_std: Any,
         y_mean: Any,

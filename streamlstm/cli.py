@@ -1,4 +1,4 @@
-"""The command line: serve, sessions, stream, inspect, stats, demo.
+"""The command line: serve, sessions, stream, import, inspect, stats, demo.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage or, of the demo, can't
 run as asked, 130 and 143 ended by Ctrl-C and SIGTERM, of the demo also 129 by SIGHUP.
@@ -12,11 +12,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
+from streamlstm import csv_events
 from streamlstm.errors import InputError, ServiceError, StreamLSTMError
 
 BIND: Final = "tcp://127.0.0.1:5555"
@@ -49,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_serve, _add_sessions, _add_stream, _add_inspect, _add_stats, _add_demo):
+    for add in (
+        *(_add_serve, _add_sessions, _add_stream, _add_import, _add_inspect),
+        *(_add_stats, _add_demo),
+    ):
         add(commands)
     return parser
 
@@ -179,9 +183,53 @@ def _add_stream(commands: Any) -> None:
     )
 
 
+def _add_import(commands: Any) -> None:
+    command = _add(
+        commands,
+        "import",
+        _import,
+        "make a model file of a foreign network, and prove it",
+        "The network runs in its own framework, where that is installed, and here on the same "
+        "events, step by step; the largest difference is shown, and the framework's answers go "
+        "into the file as its test vector. docs/importing.md has the formats.",
+    )
+    command.add_argument("file", metavar="FILE", help="PyTorch, Keras, ONNX, TFLite, NAM, RTNeural")
+    command.add_argument("-o", dest="out", metavar="MODEL", help="the model file to write")
+    command.add_argument("--list", action="store_true", help="list FILE's recurrent layers only")
+    command.add_argument("--select", metavar="PATH", help="take this recurrent layer alone")
+    command.add_argument(
+        "--layers",
+        type=_names,
+        metavar="A,B",
+        help="the layers in flow order, for weights that come without an architecture",
+    )
+    command.add_argument(
+        "--activations",
+        type=_names,
+        metavar="A,B",
+        help="what follows each dense layer, where FILE does not tell: relu,linear",
+    )
+    command.add_argument("--name", metavar="NAME", help="the model's name (default: FILE's)")
+    command.add_argument("--inputs", type=_names, metavar="A,B", help="names of the inputs")
+    command.add_argument("--outputs", type=_names, metavar="A,B", help="names of the outputs")
+    command.add_argument(
+        "--data",
+        metavar="CSV",
+        help="compare on these events (rows as in stream, numbers as the network takes them), "
+        "not on random ones",
+    )
+    command.add_argument(
+        "--steps",
+        type=_positive_int,
+        metavar="N",
+        help="events to compare on; of --data at most (default: 500)",
+    )
+    command.add_argument("--seed", type=_natural, metavar="N", help="of random events (default: 0)")
+
+
 def _add_inspect(commands: Any) -> None:
-    inspect = _add(commands, "inspect", _inspect, "show what a model file holds")
-    inspect.add_argument("model", metavar="MODEL", help="model file")
+    inspect = _add(commands, "inspect", _inspect, "show what a model file, or a foreign one, holds")
+    inspect.add_argument("file", metavar="FILE", help="model file, or what `import` takes")
 
 
 def _add_stats(commands: Any) -> None:
@@ -200,12 +248,25 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--rows", type=_positive_int, metavar="N", help="rows of each series at most")
 
 
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if all(names):
+        return names
+    raise argparse.ArgumentTypeError(f"must be names with commas between them, got {text!r}")
+
+
 def _positive_int(text: str) -> int:
     with suppress(ValueError):
         value = int(text)
         if value >= 1:
             return value
     raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text}")
+
+
+def _natural(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text}")
 
 
 def _positive_float(text: str) -> float:
@@ -268,24 +329,31 @@ def _wrong_usage(sentence: str) -> int:
 
 
 def _stream(args: argparse.Namespace) -> int:
+    return _while_read(_stream_rows, args)
+
+
+def _while_read(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command whose reader, say `head`, may have enough."""
     try:
-        return _stream_rows(args)
-    except BrokenPipeError:  # the reader, say `head`, has enough
+        code = run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return code
 
 
 def _stream_rows(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         session, inputs, outputs = stack.enter_context(_stream_session(args))
-        source = stack.enter_context(_source(args.csv))
+        source = stack.enter_context(csv_events.open_csv(args.csv))
         progress = _Progress()
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(outputs)
         bad = 0
-        for line, row in _rows(source, inputs):
+        for line, row in csv_events.rows(source, inputs):
             try:
-                y = session.step(_event(row, inputs))
+                y = session.step(csv_events.event(row, inputs))
             except InputError as error:
                 sentence = f"line {line}: {error}"
                 if not args.skip_bad:
@@ -326,59 +394,6 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
             yield engine.open(args.session), inputs, [feature.name for feature in model.outputs]
 
 
-def _source(path: str) -> TextIO:
-    """A CSV file, or stdin for "-"; bytes that are not UTF-8 are no number, and so refused."""
-    file = sys.stdin.fileno() if path == "-" else path
-    return open(
-        file, newline="", encoding="utf-8-sig", errors="surrogateescape", closefd=path != "-"
-    )
-
-
-def _rows(source: Iterable[str], inputs: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, the inputs' cells) of each row that is not empty; finds out about a header."""
-    reader = csv.reader(source)
-    columns: list[int] | None = None
-    try:
-        for row in reader:
-            if not row:
-                continue
-            if columns is None:
-                header = not all(_is_number(cell) for cell in row)
-                columns = _columns(row, inputs) if header else list(range(len(inputs)))
-                if header:
-                    continue
-            yield reader.line_num, [row[i] if i < len(row) else "" for i in columns]
-    except csv.Error as error:
-        raise InputError(f"line {reader.line_num}: {error}") from None
-
-
-def _columns(header: list[str], inputs: list[str]) -> list[int]:
-    names = [cell.strip() for cell in header]
-    missing = [name for name in inputs if name not in names]
-    if missing:
-        raise InputError(
-            f"the header lacks the model's input(s) {', '.join(missing)}; it has {', '.join(names)}"
-        )
-    return [names.index(name) for name in inputs]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _event(cells: list[str], inputs: list[str]) -> list[float]:
-    event = []
-    for cell, name in zip(cells, inputs, strict=True):
-        if not _is_number(cell):
-            raise InputError(f"column {name} holds {cell!r}, expected a number")
-        event.append(float(cell))
-    return event
-
-
 class _Progress:
     """Rows so far on stderr, when it is a terminal and the work is long."""
 
@@ -404,28 +419,32 @@ class _Progress:
             print(f"\r{self._rows:,} rows done      ", file=sys.stderr)
 
 
-# --- inspect, stats, demo -------------------------------------------------------------------------
+# --- import, inspect, stats, demo -----------------------------------------------------------------
+
+
+def _import(args: argparse.Namespace) -> int:
+    if args.list and any(
+        getattr(args, option) is not None
+        for option in ["out", "select", "name", "inputs", "outputs", "data", "steps", "seed"]
+    ):
+        return _wrong_usage("import: --list goes with --layers and --activations only")
+    if args.out is None and not args.list:
+        return _wrong_usage("import: say where to write the model with -o MODEL, or --list")
+    if args.data is not None and args.seed is not None:
+        return _wrong_usage("import: --seed is of random events; leave it out with --data")
+    if args.out is not None and Path(args.out).resolve() == Path(args.file).resolve():
+        return _wrong_usage("import: -o is FILE itself; write the model elsewhere")
+    from streamlstm import import_command  # noqa: PLC0415
+
+    if args.list:
+        return _while_read(import_command.run_list, args)
+    return import_command.run_import(args)
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from streamlstm import load  # noqa: PLC0415
+    from streamlstm import import_command  # noqa: PLC0415
 
-    model = load(args.model)
-    print(f"model        {model.name}")
-    print(f"fingerprint  {model.fingerprint}")
-    print(f"dtype        {model.dtype.name}")
-    print(f"parameters   {model.parameters:,}")
-    print(f"state        {model.state_size * model.dtype.itemsize:,} bytes per session")
-    print("layers")
-    for layer in model.layers:
-        detail = getattr(layer, "activation", "")
-        print(f"  {layer.kind:6} {layer.input_size:5} -> {layer.units:<5} {detail}".rstrip())
-    for title, features in (("inputs", model.inputs), ("outputs", model.outputs)):
-        print(title)
-        for feature in features:
-            unit = f"[{feature.unit}]" if feature.unit else ""
-            print(f"  {feature.name:20} {unit:12} mean {feature.mean:.6g}  std {feature.std:.6g}")
-    return 0
+    return _while_read(import_command.run_inspect, args)
 
 
 def _stats(args: argparse.Namespace) -> int:

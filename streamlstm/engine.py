@@ -53,15 +53,24 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.events import as_events
-from streamlstm.model import LSTM, Model
+from streamlstm.layers import (
+    GRU,
+    LSTM,
+    UNBOUNDED,
+    Activation,
+    Dense,
+    Embedding,
+    Layer,
+    Sizes,
+)
+from streamlstm.model import Model
+from streamlstm.reference import SATURATION
 
 Array = NDArray[Any]
 
 # Rows are numbered by 32 bits.
 MAX_SESSIONS = 2**31
 MAX_THREADS = 1024
-# |h| is at most 1; a learned or restored one is taken up to here.
-H_LARGEST = 1e6
 # Layers of a saved state that from_bytes takes.
 LAYERS_MAX = 1024
 
@@ -81,7 +90,10 @@ class Engine(EngineCore):
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
         if not 1 <= threads <= MAX_THREADS:
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
-        return super().__new__(cls, _network(model), max_sessions, threads, _largest_event(model))
+        largest = _largest_event(model)
+        return super().__new__(
+            cls, _network(model), max_sessions, threads, largest, model.vocabulary
+        )
 
     def __init__(
         self,
@@ -242,8 +254,7 @@ class Session(SessionCore):
             raise self.engine.lost(self)
         numbers, seq = got
         model = self.engine.model
-        units = tuple(m.units for m in model.layers if isinstance(m, LSTM))
-        return State(model.fingerprint, seq, units, numbers, self.engine.arithmetic)
+        return State(model.fingerprint, seq, model.state_sizes, numbers, self.engine.arithmetic)
 
     def restore(self, state: State) -> None:
         """Go back to a saved state of this model; a change like an event: seq goes on by one.
@@ -268,9 +279,9 @@ class Session(SessionCore):
             )
         if not np.isfinite(state.numbers).all():
             raise NonFiniteError("the state holds NaN or infinity; restore an earlier one")
-        if any(np.abs(state.h(k)).max() > H_LARGEST for k in range(len(state.units))):
+        if np.abs(state.numbers).max() > SATURATION:
             raise NonFiniteError(
-                f"the state holds an h beyond {H_LARGEST:.0e}, which no LSTM reaches"
+                f"the state holds a number beyond {SATURATION:.0e}, which no cell reaches"
             )
         self._write(np.ascontiguousarray(state.numbers))
 
@@ -318,34 +329,37 @@ class Session(SessionCore):
 class State:
     """A session's state, copied: all layers' numbers, with what they belong to.
 
-    fingerprint: the model's. seq: the session's when it was taken. units: H of each LSTM
-    layer. numbers: h then c of each layer, [state_size], the engine's dtype. arithmetic: the
-    class of the engine that computed them (see kernels), "" where unknown; any class may go
-    on from them.
+    fingerprint: the model's. seq: the session's when it was taken. sizes: numbers of h and of c
+    of each recurrent layer, of a GRU just of h. numbers: h then c of each layer, [state_size],
+    the engine's dtype. arithmetic: the class of the engine that computed them (see kernels), ""
+    where unknown; any class may go on from them.
     """
 
     fingerprint: str
     seq: int
-    units: tuple[int, ...]
+    sizes: tuple[Sizes, ...]
     numbers: Array
     arithmetic: str = ""
 
     def h(self, layer: int) -> Array:
-        """h of an LSTM layer (0 is the lowest), [units]."""
-        start = 2 * sum(self.units[:layer])
-        return self.numbers[start : start + self.units[layer]].copy()
+        """h of a recurrent layer (0 is the lowest), [units], or [P] where it is projected."""
+        return self._part(layer, 0)
 
     def c(self, layer: int) -> Array:
-        """c of an LSTM layer (0 is the lowest), [units]."""
-        start = 2 * sum(self.units[:layer]) + self.units[layer]
-        return self.numbers[start : start + self.units[layer]].copy()
+        """c of an LSTM layer (0 is the lowest), [units]; of a GRU, which has none, [0]."""
+        return self._part(layer, 1)
+
+    def _part(self, layer: int, part: int) -> Array:
+        sizes = self.sizes[layer]
+        start = sum(map(sum, self.sizes[:layer])) + sum(sizes[:part])
+        return self.numbers[start : start + sum(sizes[part : part + 1])].copy()
 
     def to_bytes(self) -> bytes:
         """The state as bytes for a file or the wire; from_bytes reads them."""
         numbers = self.numbers.astype(self.numbers.dtype.newbyteorder("<"))
         data = (numbers.dtype.str, numbers.tobytes())
         packed: bytes = msgpack.packb(
-            [1, self.fingerprint, self.seq, self.units, *data, self.arithmetic]
+            [1, self.fingerprint, self.seq, self.sizes, *data, self.arithmetic]
         )
         return packed
 
@@ -354,7 +368,7 @@ class State:
         """Read what to_bytes wrote. Raises StateMismatchError when it is anything else."""
         try:
             # A header of a few bytes can claim gigabytes: nothing larger than a layer list.
-            version, fingerprint, seq, units, dtype, numbers, arithmetic = msgpack.unpackb(
+            version, fingerprint, seq, sizes, dtype, numbers, arithmetic = msgpack.unpackb(
                 data, max_array_len=LAYERS_MAX, max_map_len=0, max_ext_len=0
             )
             if version != 1 or dtype not in ("<f4", "<f8"):
@@ -362,10 +376,10 @@ class State:
             if not isinstance(fingerprint, str) or not isinstance(arithmetic, str):
                 raise ValueError("fingerprint and arithmetic class must be text")
             array = np.frombuffer(numbers, dtype).astype(np.dtype(dtype).newbyteorder("="))
-            state = cls(fingerprint, int(seq), tuple(int(u) for u in units), array, arithmetic)
-            if 2 * sum(state.units) != array.size or min(state.units, default=0) < 1:
-                raise ValueError(f"{array.size} numbers for layers of {state.units} units")
-            return state
+            sizes = tuple(tuple(int(n) for n in layer) for layer in sizes)
+            if sum(map(sum, sizes)) != array.size or min(map(min, sizes), default=0) < 1:
+                raise ValueError(f"{array.size} numbers for layers of {sizes}")
+            return cls(fingerprint, int(seq), sizes, array, arithmetic)
         except Exception as e:  # whatever hostile bytes make msgpack or NumPy raise
             raise StateMismatchError(
                 f"these bytes are not a saved state ({e}); give what State.to_bytes wrote"
@@ -373,16 +387,10 @@ class State:
 
 
 def _network(model: Model) -> Network:
-    layers = [
-        ("lstm", m.w_x, m.w_h, m.b, _start(m, m.h0), _start(m, m.c0))
-        if isinstance(m, LSTM)
-        else ("dense", m.w, m.b, m.activation)
-        for m in model.layers
-    ]
     x_mean, x_std = np.array([(f.mean, f.std) for f in model.inputs]).T
     y_mean, y_std = np.array([(f.mean, f.std) for f in model.outputs]).T
     kernel = kernels.choose(model.dtype).kernel
-    return Network(model.dtype, layers, x_mean, x_std, y_mean, y_std, kernel)
+    return Network(model.dtype, list(model.layers), x_mean, x_std, y_mean, y_std, kernel)
 
 
 def _largest_event(model: Model) -> Array:
@@ -390,24 +398,24 @@ def _largest_event(model: Model) -> Array:
 
     A sensor's "missing" is often the largest float: it would make an infinite sum, the
     difference of two of them NaN, and a NaN never leaves h and c. Followed through the layers
-    is the largest magnitude a sum can reach, gain * (scaled event) + offset; behind an LSTM
-    layer it is 1 (|h| = |sigmoid tanh| <= 1).
+    is the largest magnitude a sum can reach, gain * (scaled event) + offset; what a layer's
+    functions bound has gain 0.
     """
+    if model.vocabulary:
+        return np.array([model.vocabulary - 1], model.dtype)
     largest = float(np.finfo(model.dtype).max)
     top, scaled = largest / 4, np.inf
     gain, offset = 1.0, 0.0
     for k, layer in enumerate(model.layers):
-        w, b = (layer.w_x if isinstance(layer, LSTM) else layer.w), layer.b
-        rows = float(np.abs(w).sum(axis=1, dtype=float).max())
-        gain, offset = gain * rows, offset * rows + float(np.abs(b).max())
-        if isinstance(layer, LSTM):
-            offset += H_LARGEST * float(np.abs(layer.w_h).sum(axis=1, dtype=float).max())
+        rows, more = _reach(layer)
+        gain, offset = gain * rows, offset * rows + more
         if offset >= top:
             raise ModelError(f"layer {k} ({layer.kind}): its weights can overflow {model.dtype}")
         if gain:
             scaled = min(scaled, (top - offset) / gain)
-        if isinstance(layer, LSTM) or layer.activation in ("tanh", "sigmoid"):
-            gain, offset = 0.0, 1.0
+        bound = _bound(layer)
+        if bound is not None:
+            gain, offset = 0.0, bound
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
     with np.errstate(over="ignore"):
         events: Array = np.minimum(scaled * std - np.abs(mean), largest)
@@ -417,5 +425,38 @@ def _largest_event(model: Model) -> Array:
     return events
 
 
-def _start(layer: LSTM, given: Array | None) -> Array:
-    return np.zeros(layer.units, layer.b.dtype) if given is None else given
+def _reach(layer: Layer) -> tuple[float, float]:
+    """(rows, more): a layer's sums are at most rows * (largest input) + more."""
+
+    def largest(name: str) -> float:  # sum of magnitudes that meet in one number
+        a = np.abs(np.asarray(layer.tensors().get(name, 0.0), float))
+        return float((a.sum(axis=1) if a.ndim == 2 else a).max())
+
+    match layer:
+        case Dense():
+            return largest("w"), largest("b")
+        case LSTM() | GRU():
+            # Old h and c, and what is projected, are within SATURATION.
+            state = sum(map(largest, ("w_h", "peep", "w_p")))
+            norm = largest("norm") * layer.units**0.5  # of what has variance 1
+            biases = sum(map(largest, ("b", "b_n", "b_p")))
+            return largest("w_x"), SATURATION * state + norm + biases
+        case Embedding():
+            return 0.0, float(np.abs(layer.w).max())
+    return 1.0, 0.0
+
+
+def _bound(layer: Layer) -> float | None:
+    """The largest magnitude of what a layer gives, whatever it is given; None: there is none."""
+    match layer:
+        case Dense():
+            return None if layer.activation in UNBOUNDED else 1.0
+        case Activation():
+            return None if layer.function in UNBOUNDED else 1.0
+        case LSTM():
+            functions = {layer.gate_function, layer.output_function}
+            return 1.0 if layer.w_p is None and functions.isdisjoint(UNBOUNDED) else SATURATION
+        case GRU():
+            functions = {layer.gate_function, layer.candidate_function}
+            return 1.0 if functions.isdisjoint(UNBOUNDED) else SATURATION
+    return None

@@ -1,8 +1,4 @@
-"""A trained network as data: layers, scaling, names and units. It runs nothing.
-
-Canonical layout, the one every importer converts to: gate order i, f, g, o; weights
-[4H, inputs] as in PyTorch; one bias [4H].
-"""
+"""A trained network as data: layers, scaling, names and units. It runs nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +8,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from streamlstm.errors import ModelError
+from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes, checked
 
-Array = NDArray[Any]
-Activation = Literal["linear", "tanh", "sigmoid", "relu"]
-ACTIVATIONS: tuple[Activation, ...] = ("linear", "tanh", "sigmoid", "relu")
+if TYPE_CHECKING:
+    from streamlstm.model_file import Proof
 
 
 @dataclass(frozen=True)
@@ -36,84 +32,6 @@ class Feature:
     unit: str = ""
     mean: float = 0.0
     std: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class LSTM:
-    """An LSTM layer (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
-
-    w_x [4H, inputs], w_h [4H, H], b [4H], gates i, f, g, o; h0 [H] and c0 [H] are the
-    state a session starts with (learned by some trainers; zeros by default).
-    """
-
-    w_x: Array
-    w_h: Array
-    b: Array
-    h0: Array | None = None
-    c0: Array | None = None
-
-    kind = "lstm"
-
-    @property
-    def input_size(self) -> int:
-        return int(self.w_x.shape[1])
-
-    @property
-    def units(self) -> int:
-        return int(self.w_h.shape[1])
-
-    @property
-    def state_size(self) -> int:
-        """Numbers of state a session keeps for this layer: h and c."""
-        return 2 * self.units
-
-    def tensors(self) -> dict[str, Array]:
-        start = {"h0": self.h0, "c0": self.c0}
-        return {"w_x": self.w_x, "w_h": self.w_h, "b": self.b} | {
-            name: a for name, a in start.items() if a is not None
-        }
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What each tensor's shape must be, given this layer's sizes."""
-        h = self.units
-        return {
-            "w_x": (4 * h, self.input_size),
-            "w_h": (4 * h, h),
-            "b": (4 * h,),
-            "h0": (h,),
-            "c0": (h,),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """A dense layer: activation(w x + b), w [outputs, inputs], b [outputs]."""
-
-    w: Array
-    b: Array
-    activation: Activation = "linear"
-
-    kind = "dense"
-    state_size = 0
-
-    @property
-    def input_size(self) -> int:
-        return int(self.w.shape[1])
-
-    @property
-    def units(self) -> int:
-        return int(self.w.shape[0])
-
-    def tensors(self) -> dict[str, Array]:
-        return {"w": self.w, "b": self.b}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What each tensor's shape must be, given this layer's sizes."""
-        return {"w": (self.units, self.input_size), "b": (self.units,)}
-
-
-Layer = LSTM | Dense
-LAYER_KINDS: dict[str, type[LSTM] | type[Dense]] = {"lstm": LSTM, "dense": Dense}
 
 
 class Model:
@@ -140,18 +58,22 @@ class Model:
             raise ModelError(f"a model's name is a non-empty string; got {name!r}")
         self.name = name
         self.dtype = _common_dtype(layers, dtype)
-        self.layers = tuple(_checked(k, layer, self.dtype) for k, layer in enumerate(layers))
-        if not any(layer.state_size for layer in self.layers):
-            raise ModelError("a model needs at least one LSTM layer; only dense ones were given")
+        self.layers = tuple(checked(k, layer, self.dtype) for k, layer in enumerate(layers))
+        if not self.recurrent:
+            raise ModelError("a model needs at least one LSTM or GRU layer; none was given")
+        if any(isinstance(layer, Embedding) for layer in self.layers[1:]):
+            raise ModelError("an embedding takes the events themselves; put it first")
         for k, (below, layer) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
-            if layer.input_size != below.units:
+            if layer.input_size != below.output_size:
                 raise ModelError(
                     f"layer {k} takes {layer.input_size} inputs, but layer {k - 1} "
-                    f"gives {below.units} outputs"
+                    f"gives {below.output_size} outputs"
                 )
         largest = float(np.finfo(self.dtype).max)
         self.inputs = _features("input", "x", inputs, self.layers[0].input_size, largest)
-        self.outputs = _features("output", "y", outputs, self.layers[-1].units, largest)
+        self.outputs = _features("output", "y", outputs, self.layers[-1].output_size, largest)
+        if self.vocabulary and (self.inputs[0].mean, self.inputs[0].std) != (0, 1):
+            raise ModelError("an embedding takes whole numbers; its input can't be scaled")
 
     @property
     def input_size(self) -> int:
@@ -164,9 +86,25 @@ class Model:
         return len(self.outputs)
 
     @property
+    def recurrent(self) -> tuple[Recurrent, ...]:
+        """The layers that keep state, in order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LSTM | GRU))
+
+    @property
+    def vocabulary(self) -> int:
+        """Where the model starts with an embedding: events are 0 to vocabulary - 1; else 0."""
+        first = self.layers[0]
+        return first.vocabulary if isinstance(first, Embedding) else 0
+
+    @property
+    def state_sizes(self) -> tuple[Sizes, ...]:
+        """Numbers of h and of c of each recurrent layer; of a GRU just of h."""
+        return tuple(layer.state_sizes for layer in self.recurrent)
+
+    @property
     def state_size(self) -> int:
         """Numbers of state that a session keeps: h and c of all layers."""
-        return sum(layer.state_size for layer in self.layers)
+        return sum(map(sum, self.state_sizes))
 
     @property
     def parameters(self) -> int:
@@ -174,12 +112,12 @@ class Model:
         return sum(a.size for layer in self.layers for a in layer.tensors().values())
 
     def description(self) -> dict[str, Any]:
-        """All but name and numbers, as JSON's types; from_description reads it."""
+        """All but name and numbers, as JSON's types."""
         return {
             "dtype": self.dtype.name,
             "layers": [
-                {"kind": layer.kind, "inputs": layer.input_size, "units": layer.units}
-                | ({"activation": layer.activation} if isinstance(layer, Dense) else {})
+                {"kind": layer.kind, "inputs": layer.input_size, "units": layer.output_size}
+                | layer.options()
                 for layer in self.layers
             ],
             "inputs": [vars(f) for f in self.inputs],
@@ -203,14 +141,17 @@ class Model:
             self.layers, inputs=self.inputs, outputs=self.outputs, name=self.name, dtype=dtype
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model with a fresh test vector; see model_file. Raises OSError."""
+    def save(self, path: str | os.PathLike[str], *, proof: Proof | None = None) -> None:
+        """Write the model with a fresh test vector, or with verify's proof; see model_file.
+
+        Raises OSError, and ModelError when the proof is of another model or does not hold.
+        """
         from streamlstm import model_file  # noqa: PLC0415  (it imports this module)
 
-        model_file.save(self, path)
+        model_file.save(self, path, proof=proof)
 
     def __repr__(self) -> str:
-        layers = ", ".join(f"{layer.kind} {layer.units}" for layer in self.layers)
+        layers = ", ".join(f"{layer.kind} {layer.output_size}" for layer in self.layers)
         return f"<Model {self.name!r}: {self.input_size} inputs, {layers}; {self.dtype}>"
 
 
@@ -223,32 +164,6 @@ def _common_dtype(layers: Sequence[Layer], asked: Any) -> np.dtype[Any]:
             "pass dtype= to convert them"
         )
     return dtype
-
-
-def _checked(k: int, layer: Layer, dtype: np.dtype[Any]) -> Layer:
-    """A copy of `layer` in `dtype` whose arrays nobody can change."""
-    if isinstance(layer, Dense) and layer.activation not in ACTIVATIONS:
-        raise ModelError(
-            f"layer {k} has activation {layer.activation!r}; known are {', '.join(ACTIVATIONS)}"
-        )
-    copies: dict[str, Any] = {}
-    matrix = layer.w_h if isinstance(layer, LSTM) else layer.w
-    if np.ndim(matrix) != 2 or (isinstance(layer, LSTM) and np.ndim(layer.w_x) != 2):
-        raise ModelError(f"layer {k} ({layer.kind}): its weights must be matrices")
-    for name, a in layer.tensors().items():
-        if np.shape(a) != layer.shapes()[name]:
-            raise ModelError(
-                f"layer {k} ({layer.kind}): {name} has shape {np.shape(a)}, "
-                f"expected {layer.shapes()[name]}"
-            )
-        with np.errstate(over="ignore"):  # what overflows is refused as infinite
-            copies[name] = np.array(a, dtype=dtype, order="C")
-        if not np.size(a) or not np.isfinite(copies[name]).all():
-            raise ModelError(f"layer {k} ({layer.kind}): {name} is empty or not finite in {dtype}")
-        copies[name].flags.writeable = False
-    if isinstance(layer, Dense):
-        copies["activation"] = layer.activation
-    return type(layer)(**copies)
 
 
 def _features(

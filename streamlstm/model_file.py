@@ -2,16 +2,18 @@
 
 Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "layers",
 "inputs", "outputs"} (Model.description). Tensors are "<layer>.<tensor>" (0.w_x, 0.w_h, 0.b, 1.w,
-...) and a test vector: "test.x" [16, inputs] with "test.y" [16, outputs], which
-reference.py computed in float64 when the file was written. load() compares the fingerprint
-and replays the vector, so that a damaged file (the one) or a broken build (the other) says
-so instead of answering plausibly.
+...) and a test vector: "test.x" [steps, inputs] with "test.y" [steps, outputs], in float64.
+reference.py computes 16 steps of it when the file is written; an imported network's are what its
+own framework answered, and "proof": {"framework", "steps", "largest"} is in the description then.
+load() compares the fingerprint and replays the vector, so that a damaged file (the one) or a
+broken build (the other) says so instead of answering plausibly.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +23,88 @@ from safetensors.numpy import save as packed
 
 from streamlstm import reference
 from streamlstm.engine import Engine
-from streamlstm.errors import ModelError, ModelFileError
-from streamlstm.model import LAYER_KINDS, Array, Layer, Model
+from streamlstm.errors import InputError, ModelError, ModelFileError
+from streamlstm.layers import KINDS, Array, Layer
+from streamlstm.model import Model
 
 FORMAT = 1
+SPEC = ("kind", "inputs", "units")  # of a layer; all else are its options
 TEST_STEPS = 16
 # Error allowed on the test vector, as a share of an output's std or largest value.
 # A swapped gate moves outputs by tenths; float32's own error stays far below.
 TEST_TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+# Frameworks answer in float32, also for a float64 model.
+PROOF_TOLERANCE = TEST_TOLERANCE["float32"]
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write `model` to `path`, whole or not at all. Raises OSError."""
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a comparison with a model's source framework saw; verify makes it.
+
+    framework: its name and version. x [steps, inputs]: the events; y [steps, outputs]: the
+    framework's answers; both float64, in the features' own units. largest: the largest
+    difference of our answers from y.
+    """
+
+    framework: str
+    x: Array
+    y: Array
+    largest: float
+
+
+def random_events(model: Model, steps: int, seed: int = 0) -> Array:
+    """Events to try a model with: [steps, inputs] in its dtype, reproducible by `seed`.
+
+    Standard normal at the scale of the inputs; for an embedding uniform whole numbers.
+    """
+    rng = np.random.default_rng(seed)
+    if model.vocabulary:
+        return rng.integers(0, model.vocabulary, (steps, model.input_size)).astype(model.dtype)
+    mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
+    x: Array = mean + std * rng.standard_normal((steps, model.input_size))
+    return x.astype(model.dtype)
+
+
+def save(model: Model, path: str | os.PathLike[str], *, proof: Proof | None = None) -> None:
+    """Write `model` to `path`, whole or not at all.
+
+    proof: its events and answers become the test vector. Raises OSError, and ModelError when
+    load would find that the proof does not hold.
+    """
     tensors = {
         f"{k}.{name}": np.array(a)
         for k, layer in enumerate(model.layers)
         for name, a in layer.tensors().items()
     }
-    mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
-    rng = np.random.default_rng(0)
-    x = mean + std * rng.standard_normal((TEST_STEPS, model.input_size))
-    # Both sides must see the same events: those that the model's dtype can hold.
-    tensors["test.x"] = x.astype(model.dtype).astype(np.float64)
-    tensors["test.y"], _ = reference.run(model, tensors["test.x"])
     description = {"format": FORMAT, "name": model.name, "fingerprint": model.fingerprint}
     description |= model.description()
+    if proof is None:
+        # Both sides see the same events: those that the model's dtype can hold.
+        tensors["test.x"] = random_events(model, TEST_STEPS).astype(np.float64)
+        tensors["test.y"], _ = reference.run(model, tensors["test.x"])
+    else:
+        tensors["test.x"], tensors["test.y"] = (np.array(a, np.float64) for a in (proof.x, proof.y))
+        description["proof"] = _checked_proof(model, proof)
     partial = Path(f"{os.fspath(path)}.partial")
     try:
         partial.write_bytes(packed(tensors, metadata={"streamlstm": json.dumps(description)}))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _checked_proof(model: Model, proof: Proof) -> dict[str, Any]:
+    """What the description says of a proof that load will accept."""
+    try:
+        worst = _replay(model, proof.x, proof.y)
+    except (InputError, ValueError) as e:
+        raise ModelError(f"the proof is not of model {model.name!r}: {e}") from e
+    if not worst <= PROOF_TOLERANCE:
+        raise ModelError(
+            f"model {model.name!r} and the answers of {proof.framework} differ by {worst:.2g} of "
+            f"their scale, more than {PROOF_TOLERANCE:g}: they are not the same network"
+        )
+    return {"framework": proof.framework, "steps": len(proof.x), "largest": float(proof.largest)}
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -78,7 +131,8 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise ModelFileError(
             f"{path} is damaged: {type(e).__name__}: {e}; write it again with model.save"
         ) from e
-    if not worst <= TEST_TOLERANCE[model.dtype.name]:
+    tolerance = TEST_TOLERANCE[model.dtype.name] if "proof" not in description else PROOF_TOLERANCE
+    if not worst <= tolerance:
         raise ModelFileError(
             f"{path}: the test vector inside gives outputs that differ by {worst:.2g} "
             "of their scale here; the file is damaged or this build computes wrongly"
@@ -86,13 +140,38 @@ def load(path: str | os.PathLike[str]) -> Model:
     return model
 
 
+def read_proof(path: str | os.PathLike[str]) -> Proof | None:
+    """The proof in a model file, None where it has none; it is not replayed here, but by load.
+
+    Raises OSError, ModelFileError.
+    """
+    path = os.fspath(path)
+    description, tensors = _read(path)
+    told = description.get("proof")
+    if told is None:
+        return None
+    try:
+        x, y = tensors["test.x"], tensors["test.y"]
+        if told["steps"] != len(x):
+            raise ValueError(f"a proof of {told['steps']} steps with {len(x)} events")
+        return Proof(str(told["framework"]), x, y, float(told["largest"]))
+    except (LookupError, TypeError, ValueError, OverflowError) as e:
+        raise ModelFileError(f"{path} is damaged: {e}; import its network again") from e
+
+
+def is_model_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file calls itself one of ours, as other safetensors files don't."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as f:
+            return "streamlstm" in (f.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def _layer(k: int, spec: dict[str, Any], tensors: dict[str, Array]) -> Layer:
-    fields: dict[str, Any] = {
-        name.split(".", 1)[1]: a for name, a in tensors.items() if name.startswith(f"{k}.")
-    }
-    if "activation" in spec:
-        fields["activation"] = spec["activation"]
-    return LAYER_KINDS[spec["kind"]](**fields)
+    options = {key: value for key, value in spec.items() if key not in SPEC}
+    own = {name.split(".", 1)[1]: a for name, a in tensors.items() if name.startswith(f"{k}.")}
+    return KINDS[spec["kind"]](**options | own)
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -122,6 +201,9 @@ def _replay(model: Model, x: Array, y: Array) -> float:
     """The largest error on the test vector, as a share of that output's scale."""
     with Engine(model, max_sessions=1) as engine:
         got = engine.open("test").run(x)
+    if y.shape != got.shape:
+        raise ValueError(f"answers of shape {y.shape}, expected {got.shape}")
     std = np.array([f.std for f in model.outputs])
-    scale = np.maximum(std, np.abs(y).max(axis=0))
-    return float(np.max(np.abs(got - y) / scale))
+    with np.errstate(invalid="ignore"):  # what is not finite gives NaN, which passes no bound
+        scale = np.maximum(std, np.abs(y).max(axis=0))
+        return float(np.max(np.abs(got - y) / scale))

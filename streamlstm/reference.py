@@ -1,24 +1,45 @@
 """The equations in plain NumPy float64: the definition, and the oracle of all tests.
 
+LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000):
+
     i, f, o = sigmoid(W x + U h + b)    g = tanh(W x + U h + b)
     c' = f c + i g                      h' = o tanh(c')
 
-(Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.) A stacked
-layer's input is the h' of the layer below in the same step.
+Where the layer has them: to a gate's sum W x + U h is added p c, of gate o p c' (peepholes);
+the sum s becomes norm (s - mean(s)) / sqrt(var(s) + 1e-8), over the gate's units, before b is
+added (layer norm, with TFLite's constant); it is held within +-clip_gates before its function;
+f = 1 - i or i = 1 - f (coupled gates); c' is held within +-clip_cell; and
+h' = W_p (o tanh(c')) + b_p, held within +-clip_projection (projection).
+
+GRU (Cho et al. 2014), with the reset after the product or before it:
+
+    r, z = sigmoid(W x + U h + b)       h' = (1 - z) n + z h
+    n = tanh(W x + b + r (U h + b_n))   or   n = tanh(W x + U (r h) + b)
+
+A function without bounds (linear, relu) can make a cell grow for ever: what comes out of it
+and c and h behind it saturate at +-SATURATION. A layer's input is the h' (or the output) of the
+layer below in the same step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm.model import LSTM, Activation, Layer, Model
+from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Function, Layer, Recurrent
+from streamlstm.model import Model
 
 Vector = NDArray[np.float64]
-States = list[tuple[Vector, Vector]]  # (h, c) of each LSTM layer, in order
+State = tuple[Vector, ...]  # (h, c), of a GRU (h,)
+States = list[State]  # of each recurrent layer, in order
+
+# What no trained cell reaches, and what float32 can multiply twice and add up.
+SATURATION = 1e15
+# TFLite, kernels/internal/tensor_utils: MeanStddevNormalization's constant.
+NORM_EPSILON = 1e-8
 
 
 def sigmoid(z: Any) -> Any:
@@ -27,29 +48,91 @@ def sigmoid(z: Any) -> Any:
     return np.where(z >= 0, 1, e) / (1 + e)
 
 
-ACTIVATION: dict[Activation, Callable[[Any], Any]] = {
+def softmax(z: Any) -> Any:
+    e = np.exp(z - np.max(z))
+    return e / e.sum()
+
+
+FUNCTION: dict[Function, Callable[[Any], Any]] = {
     "linear": lambda z: z,
     "tanh": np.tanh,
     "sigmoid": sigmoid,
     "relu": lambda z: np.maximum(z, 0),
+    "hard_sigmoid": lambda z: np.clip(0.2 * z + 0.5, 0, 1),
+    "hard_sigmoid6": lambda z: np.clip(z / 6 + 0.5, 0, 1),
+    "softmax": softmax,
 }
 
 
-def lstm_step(layer: LSTM, x: Vector, h: Vector, c: Vector) -> tuple[Vector, Vector]:
-    """One step of one layer: x [inputs], h [H], c [H] -> h', c'."""
-    z = layer.w_x.astype(float) @ x + layer.w_h.astype(float) @ h + layer.b
-    i, f, g, o = np.split(z, 4)
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    return sigmoid(o) * np.tanh(c), c
+def held(a: Any, bound: float | None) -> Any:
+    """a within +-bound, and within +-SATURATION."""
+    limit = SATURATION if bound is None else min(bound, SATURATION)
+    return np.clip(a, -limit, limit)
+
+
+def lstm_step(layer: LSTM, x: Vector, h: Vector, c: Vector) -> State:
+    """One step of one layer: x [inputs], h [P], c [H] -> h', c'."""
+    u = layer.units
+    sums = layer.w_x.astype(float) @ x + layer.w_h.astype(float) @ h
+    blocks = {gate: slice(k * u, (k + 1) * u) for k, gate in enumerate(layer.gates)}
+    peep = {gate: slice(k * u, (k + 1) * u) for k, gate in enumerate(layer.gates.replace("g", ""))}
+
+    def gate(name: str, function: Function, seen: Vector) -> Any:
+        z = sums[blocks[name]]
+        if layer.peep is not None and name != "g":
+            z = z + layer.peep[peep[name]] * seen
+        if layer.norm is not None:
+            z = (z - z.mean()) / np.sqrt(z.var() + NORM_EPSILON) * layer.norm[blocks[name]]
+        z = z + layer.b[blocks[name]]
+        if layer.clip_gates is not None:
+            z = held(z, layer.clip_gates)
+        return held(FUNCTION[function](z), None)
+
+    if layer.coupled == "f":
+        i = gate("i", layer.gate_function, c)
+        f = 1 - i
+    else:
+        f = gate("f", layer.gate_function, c)
+        i = 1 - f if layer.coupled else gate("i", layer.gate_function, c)
+    c = held(f * c + i * gate("g", layer.candidate_function, c), layer.clip_cell)
+    h = held(
+        gate("o", layer.gate_function, c) * held(FUNCTION[layer.output_function](c), None), None
+    )
+    if layer.w_p is not None:
+        h = held(layer.w_p.astype(float) @ h + _or_zero(layer.b_p), layer.clip_projection)
+    return h, c
+
+
+def gru_step(layer: GRU, x: Vector, h: Vector) -> State:
+    """One step of one layer: x [inputs], h [H] -> h'."""
+
+    def function(name: Function, z: Vector) -> Any:
+        return held(
+            FUNCTION[name](z if layer.clip_gates is None else held(z, layer.clip_gates)), None
+        )
+
+    x_r, x_z, x_n = np.split(layer.w_x.astype(float) @ x + layer.b, 3)
+    u_r, u_z, u_n = np.split(layer.w_h.astype(float), 3)
+    r = function(layer.gate_function, x_r + u_r @ h)
+    z = function(layer.gate_function, x_z + u_z @ h)
+    hidden = r * (u_n @ h + _or_zero(layer.b_n)) if layer.reset_after else u_n @ (r * h)
+    n = function(layer.candidate_function, x_n + hidden)
+    return (held((1 - z) * n + z * h, None),)
+
+
+def _or_zero(a: NDArray[Any] | None) -> Any:
+    return 0.0 if a is None else a
 
 
 def initial_states(model: Model) -> States:
-    """What a session starts with: h0 and c0 of each LSTM layer, zeros where not learned."""
+    """What a session starts with: h0 and c0 of each recurrent layer, zeros where not learned."""
 
-    def start(layer: LSTM, a: NDArray[Any] | None) -> Vector:
-        return np.zeros(layer.units) if a is None else a.astype(float)
+    def start(layer: Recurrent) -> Iterator[Vector]:
+        for name, size in zip(("h0", "c0"), layer.state_sizes, strict=False):
+            given = getattr(layer, name)
+            yield np.zeros(size) if given is None else given.astype(float)
 
-    return [(start(m, m.h0), start(m, m.c0)) for m in model.layers if isinstance(m, LSTM)]
+    return [tuple(start(layer)) for layer in model.recurrent]
 
 
 def step(model: Model, states: States, event: ArrayLike) -> tuple[Vector, States]:
@@ -65,11 +148,23 @@ def step(model: Model, states: States, event: ArrayLike) -> tuple[Vector, States
     return a * std + mean, new
 
 
-def _layer_step(layer: Layer, a: Vector, old: Any, new: States) -> Vector:
-    if isinstance(layer, LSTM):
-        new.append(lstm_step(layer, a, *next(old)))
-        return new[-1][0]
-    out: Vector = ACTIVATION[layer.activation](layer.w.astype(float) @ a + layer.b)
+def _layer_step(layer: Layer, a: Vector, old: Iterator[State], new: States) -> Vector:
+    out: Vector
+    match layer:
+        case LSTM():
+            new.append(lstm_step(layer, a, *next(old)))
+            out = new[-1][0]
+        case GRU():
+            new.append(gru_step(layer, a, *next(old)))
+            out = new[-1][0]
+        case Dense():
+            out = FUNCTION[layer.activation](layer.w.astype(float) @ a + layer.b)
+        case Activation():
+            out = FUNCTION[layer.function](a)
+        case Embedding():
+            out = layer.w[int(a[0])].astype(float)
+        case _:
+            raise TypeError(f"no equations for a {layer.kind} layer")
     return out
 
 

@@ -151,15 +151,15 @@ def _state(model: ModelRow, row: SessionRow) -> State:
         )
     dtype = np.dtype(model.dtype)
     numbers = np.frombuffer(row.state, dtype.newbyteorder("<")).astype(dtype.newbyteorder("="))
-    units = model.units or (model.state_size // 2,)
-    return State(model.fingerprint, row.seq, units, numbers, model.arithmetic)
+    sizes = model.sizes or ((model.state_size,),)
+    return State(model.fingerprint, row.seq, sizes, numbers, model.arithmetic)
 
 
 def _show(model: ModelRow, row: SessionRow, state: State, as_json: bool) -> None:
     layers = [
-        {"part": f"{part}[{k}]", "units": units, **_figures(get(k))}
-        for k, units in enumerate(state.units)
-        for part, get in (("h", state.h), ("c", state.c))
+        {"part": f"{part}[{k}]", "units": size, **_figures(get(k))}
+        for k, sizes in enumerate(state.sizes)
+        for part, get, size in zip("hc", (state.h, state.c), sizes, strict=False)
     ]
     facts: dict[str, Any] = {
         "session": row.name,

@@ -40,7 +40,7 @@ class Golden:
         self.h_error, self.c_error = H_ERROR[dtype], C_ERROR[dtype]
 
     def check_state(self, state: sl.State, at: int) -> None:
-        for layer in range(len(state.units)):
+        for layer in range(len(state.sizes)):
             np.testing.assert_allclose(state.h(layer), self.h[at, layer], rtol=0, atol=self.h_error)
             np.testing.assert_allclose(state.c(layer), self.c[at, layer], **self.c_error)
 

@@ -218,7 +218,9 @@ def test_denormals_are_flushed_inside_and_nowhere_else():
     with sl.Engine(model) as engine:
         session = engine.open("a")
         session.restore(
-            sl.State(model.fingerprint, 0, (H,), np.full(2 * H, 1, np.float32), engine.arithmetic)
+            sl.State(
+                model.fingerprint, 0, ((H, H),), np.full(2 * H, 1, np.float32), engine.arithmetic
+            )
         )
         session.run(np.zeros((60, 1)))
         c = session.state().c(0)

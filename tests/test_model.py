@@ -22,7 +22,7 @@ def changed(layer: sl.LSTM | sl.Dense, **tensors):
 
 BAD_LAYERS = {
     "none": ([], "a model needs at least one layer; none was given"),
-    "only dense": ([D], "a model needs at least one LSTM layer; only dense ones were given"),
+    "only dense": ([D], "a model needs at least one LSTM or GRU layer; none was given"),
     "sizes": ([L, dense(rng, 5, 2)], "layer 1 takes 5 inputs, but layer 0 gives 4 outputs"),
     "bias": (
         [changed(L, b=np.zeros(15))],
@@ -32,7 +32,10 @@ BAD_LAYERS = {
         [changed(L, w_x=np.zeros((12, 3)))],
         "layer 0 (lstm): w_x has shape (12, 3), expected (16, 3)",
     ),
-    "recurrent": ([changed(L, w_h=np.zeros((16, 5)))], "layer 0 (lstm): w_x has shape (16, 3)"),
+    "recurrent": (
+        [changed(L, w_h=np.zeros((16, 5)))],
+        "layer 0 (lstm): w_h has shape (16, 5), expected (16, 4)",
+    ),
     "h0": ([changed(L, h0=np.zeros(3))], "layer 0 (lstm): h0 has shape (3,), expected (4,)"),
     "vector": ([changed(L, w_h=np.zeros(16))], "layer 0 (lstm): its weights must be matrices"),
     "dense vector": ([L, changed(D, w=np.zeros(4))], "layer 1 (dense): its weights must be"),
@@ -45,7 +48,7 @@ BAD_LAYERS = {
     "infinite c0": ([changed(L, c0=np.full(4, np.inf))], "layer 0 (lstm): c0 is empty or not"),
     "activation": (
         [L, changed(D, activation="gelu")],
-        "layer 1 has activation 'gelu'; known are linear, tanh, sigmoid, relu",
+        "layer 1 (dense): activation is 'gelu'; known are linear, tanh, sigmoid, relu",
     ),
     "mixed dtypes": (
         [L, changed(D, b=np.zeros(2, "f4"))],

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 import streamlstm as sl
 from networks import events, models, stacked
-from streamlstm import reference
-from streamlstm.errors import ModelFileError
+from streamlstm import model_file, reference
+from streamlstm.errors import ModelError, ModelFileError
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT_1 = GOLDEN / "format_1.safetensors"
@@ -167,11 +167,11 @@ def test_other_bytes(folder, data):
 # -- files that are whole but wrong ------------------------------------------------------
 
 
-def rewritten(folder: Path, change) -> Path:
-    """format_1 with its description and tensors changed by change(description, tensors)."""
-    with safe_open(FORMAT_1, framework="numpy") as f:
+def rewritten(folder: Path, change, source: Path = FORMAT_1) -> Path:
+    """A copy with its description and tensors changed by change(description, tensors)."""
+    with safe_open(source, framework="numpy") as f:
         description = json.loads(f.metadata()["streamlstm"])
-    tensors = load_file(FORMAT_1)
+    tensors = load_file(source)
     change(description, tensors)
     path = folder / "rewritten.safetensors"
     save_file(tensors, path, metadata={"streamlstm": json.dumps(description)})
@@ -203,12 +203,12 @@ DAMAGES = {
     "no fingerprint": (lambda d, _t: d.pop("fingerprint"), "is damaged: KeyError: 'fingerprint'"),
     "weight": (lambda _d, t: t["0.w"].__setitem__((0, 0), 1e-9), "not the one written in it"),
     "lacking": (lambda _d, t: t.pop("1.w_h"), "is damaged: TypeError"),
-    "surplus": (lambda _d, t: t.update({"1.w_p": t["0.w"]}), "is damaged: TypeError"),
+    "surplus": (lambda _d, t: t.update({"1.w_q": t["0.w"]}), "is damaged: TypeError"),
     "lacking layer": (lambda d, _t: d["layers"].pop(), "has 2 outputs, but 1 were described"),
-    "unknown layer": (lambda d, _t: d["layers"][0].update(kind="gru"), "KeyError: 'gru'"),
+    "unknown layer": (lambda d, _t: d["layers"][0].update(kind="rnn"), "KeyError: 'rnn'"),
     "activation": (lambda d, _t: d["layers"][0].update(activation="gelu"), "'gelu'; known are"),
     "layers no list": (lambda d, _t: d.update(layers=7), "is damaged: TypeError"),
-    "layer no map": (lambda d, _t: d.update(layers=[7]), "is damaged: TypeError"),
+    "layer no map": (lambda d, _t: d.update(layers=[7]), "is damaged: AttributeError"),
     "no name": (lambda d, _t: d.pop("name"), "is damaged: KeyError: 'name'"),
     "mean": (lambda d, _t: d["inputs"][0].update(mean="?"), "is damaged: ValueError"),
     "vast mean": (lambda d, _t: d["inputs"][0].update(mean=10**400), "is damaged: OverflowError"),
@@ -268,3 +268,101 @@ def test_inputs_far_from_zero_survive(mean, folder):
     model = sl.Model(base.layers, inputs=[sl.Feature("p", "Pa", mean, 10.0)])
     model.save(folder / "far.safetensors")
     assert same(sl.load(folder / "far.safetensors"), model)
+
+
+# -- proofs ------------------------------------------------------------------------------
+
+
+def proof_of(model: sl.Model, steps: int = 40, **changed) -> sl.Proof:
+    x = model_file.random_events(model, steps, seed=3).astype(float)
+    y = reference.run(model, x)[0].astype(np.float32).astype(float)
+    return sl.Proof(**({"framework": "oracle 1.0", "x": x, "y": y, "largest": 2e-7} | changed))
+
+
+@pytest.fixture
+def proven(folder):
+    path = folder / "proven.safetensors"
+    stacked(outputs=2).save(path, proof=proof_of(stacked(outputs=2)))
+    return path
+
+
+def test_a_proof_comes_back_with_the_same_model(proven):
+    model = stacked(outputs=2)
+    want, got = proof_of(model), model_file.read_proof(proven)
+    assert (got.framework, got.largest) == (want.framework, want.largest)
+    np.testing.assert_array_equal(got.x, want.x)
+    np.testing.assert_array_equal(got.y, want.y)
+    assert same(sl.load(proven), model)
+    with safe_open(proven, framework="numpy") as f:
+        description = json.loads(f.metadata()["streamlstm"])
+    assert description["proof"] == {"framework": "oracle 1.0", "steps": 40, "largest": 2e-7}
+    assert model.description().items() <= description.items()
+
+
+def test_a_file_without_a_proof(folder):
+    stacked().save(folder / "plain.safetensors")
+    assert model_file.read_proof(folder / "plain.safetensors") is None
+    assert model_file.read_proof(FORMAT_1) is None
+
+
+def test_a_float64_model_takes_answers_in_float32(folder):
+    model = stacked(outputs=2, dtype="float64")
+    model.save(folder / "double.safetensors", proof=proof_of(model))
+    assert same(sl.load(folder / "double.safetensors"), model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"y": np.ones((40, 1))}, "is not of model 'model': answers of shape (40, 1), expected"),
+        ({"x": np.ones((40, 2))}, "is not of model 'model': events have shape (40, 2)"),
+        ({"x": np.full((40, 3), np.nan)}, "is not of model 'model': "),
+        ({"y": np.full((40, 2), np.nan)}, "answers of oracle 1.0 differ by nan of their scale"),
+        ({"y": np.full((40, 2), np.inf)}, "answers of oracle 1.0 differ by nan of their scale"),
+        (
+            {"y": np.ones((40, 2))},
+            "of their scale, more than 0.001: they are not the same network",
+        ),
+    ],
+)
+def test_a_proof_that_does_not_hold_is_refused(folder, changed, sentence):
+    model, path = stacked(outputs=2), folder / "refused.safetensors"
+    with pytest.raises(ModelError, match=re.escape(sentence)):
+        model.save(path, proof=proof_of(model, **changed))
+    assert not list(folder.glob("refused*"))
+
+
+def test_the_frameworks_answers_are_replayed(folder, proven):
+    path = rewritten(folder, lambda _d, t: t["test.y"].__iadd__(0.01), proven)
+    with pytest.raises(ModelFileError, match="this build computes wrongly"):
+        sl.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d, _t: d.update(proof=7),
+        lambda d, _t: d.update(proof=[]),
+        lambda d, _t: d["proof"].pop("framework"),
+        lambda d, _t: d["proof"].pop("largest"),
+        lambda d, _t: d["proof"].update(steps=41),
+        lambda d, _t: d["proof"].update(largest="small"),
+        lambda d, _t: d["proof"].update(largest=10**400),
+        lambda _d, t: t.pop("test.y"),
+    ],
+)
+def test_a_damaged_proof(folder, proven, change):
+    path = rewritten(folder, change, proven)
+    with pytest.raises(
+        ModelFileError, match=r"rewritten\.safetensors is damaged: .*import its net"
+    ):
+        model_file.read_proof(path)
+
+
+def test_which_files_are_ours(folder, proven):
+    save_file({"a": np.zeros(3)}, folder / "foreign.safetensors")
+    (folder / "junk.safetensors").write_bytes(b"junk")
+    theirs = ["foreign.safetensors", "junk.safetensors", "none.safetensors"]
+    assert [model_file.is_model_file(folder / name) for name in theirs] == [False] * 3
+    assert model_file.is_model_file(folder) is False
+    assert model_file.is_model_file(proven)

@@ -235,7 +235,7 @@ def test_max_sessions(count):
         sl.Engine(MODEL, max_sessions=count)
 
 
-STATE = sl.State(MODEL.fingerprint, 0, (8,), np.zeros(16, "f4"))
+STATE = sl.State(MODEL.fingerprint, 0, ((8, 8),), np.zeros(16, "f4"))
 USES = {  # every call on a session that needs its state
     "step": lambda session: session.step(X[0]),
     "step_into": lambda session: session.step_into(X[0], np.zeros(2, "f4")),
@@ -322,14 +322,14 @@ def test_states_of_others(session, refused):
             session.restore,
             elsewhere.open("a").state(),
         )
-    short = sl.State(state.fingerprint, 0, (4,), state.numbers[:8])
+    short = sl.State(state.fingerprint, 0, ((4, 4),), state.numbers[:8])
     refused(
         errors.StateMismatchError,
         "the state holds float32 (8,); expected float32 (16,)",
         session.restore,
         short,
     )
-    poisoned = sl.State(state.fingerprint, 0, (8,), np.full(16, NAN, "f4"))
+    poisoned = sl.State(state.fingerprint, 0, ((8, 8),), np.full(16, NAN, "f4"))
     sentence = "the state holds NaN or infinity; restore an earlier one"
     refused(errors.NonFiniteError, sentence, session.restore, poisoned)
 
@@ -372,6 +372,6 @@ def test_each_input_has_a_bound_of_its_own():
 
 def test_an_h_that_no_lstm_reaches_is_not_restored():
     with sl.Engine(MODEL) as engine:
-        state = sl.State(MODEL.fingerprint, 0, (8,), np.full(16, 3e38, "f4"))
-        with pytest.raises(errors.NonFiniteError, match="no LSTM reaches"):
+        state = sl.State(MODEL.fingerprint, 0, ((8, 8),), np.full(16, 3e38, "f4"))
+        with pytest.raises(errors.NonFiniteError, match="no cell reaches"):
             engine.open("a").restore(state)

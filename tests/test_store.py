@@ -22,7 +22,7 @@ from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
 from streamlstm.store import SessionRow, Store, open_store, read_store
 from streamlstm.store import directory as store_directory
 
-PUMP = ("pump", "f" * 64, "float32", 4, (2,))
+PUMP = ("pump", "f" * 64, "float32", 4, ((2, 2),))
 
 
 def a_row(id: int, model: int = 1, name: str = "", seq: int = 7) -> SessionRow:
@@ -95,7 +95,7 @@ def test_models(tmp_path: Path) -> None:
     with closing(open_store(tmp_path, "async")) as store:
         first = store.model(*PUMP)
         assert store.model(*PUMP) == first
-        second = store.model("pump", "e" * 64, "float64", 8, (1, 3))
+        second = store.model("pump", "e" * 64, "float64", 8, ((1, 1), (6,)))
         assert second != first
         assert store.arithmetic(first) == ""
         store.set_arithmetic(first, "fused-1")
@@ -109,7 +109,7 @@ def test_models(tmp_path: Path) -> None:
             store.model("pump", "f" * 64, "float32", 5)
     with closing(open_store(tmp_path, "async")) as store:
         assert (store.arithmetic(first), store.arithmetic(second)) == ("fused-1", "")
-        assert [m.units for m in store.models] == [(2,), (1, 3)]
+        assert [m.sizes for m in store.models] == [((2, 2),), ((1, 1), (6,))]
 
 
 def test_what_is_not_committed_is_not_there(tmp_path: Path) -> None:

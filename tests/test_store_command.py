@@ -40,7 +40,7 @@ def directory(tmp_path: Path, model: sl.Model, state: sl.State) -> Path:
     with closing(open_store(path, "async")) as store:
         for fingerprint in (model.fingerprint, "e" * 64):
             store.model(
-                "pump", fingerprint, state.numbers.dtype.name, model.state_size, state.units
+                "pump", fingerprint, state.numbers.dtype.name, model.state_size, state.sizes
             )
         numbers = state.numbers.astype(state.numbers.dtype.newbyteorder("<")).tobytes()
         row = SessionRow(1, 1, "pump-1", 4, 99, 7, numbers, b"answers", False)

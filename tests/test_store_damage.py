@@ -55,7 +55,7 @@ class Recorded:
         self.contents: list[Any] = []
         with closing(open_store(directory / "live", "sync")) as store:
             store._connection.execute("PRAGMA wal_autocheckpoint=0")
-            store.model("pump", "f" * 64, "float32", 200, (100,))
+            store.model("pump", "f" * 64, "float32", 200, ((100, 100),))
             store.commit()
             # What is in the main file can't be damaged by damage of the log.
             store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -169,7 +169,7 @@ def test_the_header_of_the_log(recorded: Recorded) -> None:
 def test_frames_of_an_earlier_log_are_no_damage(tmp_path: Path) -> None:
     """The log begins anew after a checkpoint; what lies behind its end has other salts."""
     with closing(open_store(tmp_path / "live", "sync")) as store:
-        store.model("pump", "f" * 64, "float32", 200, (100,))
+        store.model("pump", "f" * 64, "float32", 200, ((100, 100),))
         for k in range(20):
             commit(store, k)
         store._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -212,7 +212,7 @@ def closed(tmp_path: Path) -> Path:
     """A directory whose log is in the main file: 200 sessions, a journal of 9 records."""
     directory = tmp_path / "closed"
     with closing(open_store(directory, "sync")) as store:
-        store.model("pump", "f" * 64, "float32", 200, (100,))
+        store.model("pump", "f" * 64, "float32", 200, ((100, 100),))
         store.put(a_row(id, 5) for id in range(1, 201))
         for k in range(12):
             store.append(bytes([k]) * 2000)

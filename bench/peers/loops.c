@@ -62,7 +62,7 @@ typedef struct {
     const float *x;      /* [events, n, inputs]; a call takes `steps` of them */
     ptrdiff_t events;
     int count;
-    fused_layer layers[8];
+    Layer layers[8];
     float *between[2];   /* outputs of the layers in turn */
     float *z;
 } network;
@@ -80,8 +80,9 @@ network *new_network(const fused_kernel *kernel, ptrdiff_t n, ptrdiff_t steps, c
 }
 
 void add_layer(network *net, int inputs, int units, ptrdiff_t h, const float *w, const float *b) {
-    net->layers[net->count++] = (fused_layer){
-        .inputs = inputs, .units = units, .h = h, .c = h + units, .w = w, .b = b};
+    net->layers[net->count++] = (Layer){
+        .kind = LSTM, .plain = 1, .inputs = inputs, .units = units, .outputs = units,
+        .h = h, .c = h + units, .w = w, .b = b};
 }
 
 /* So many calls; the outputs of the last one, [n, steps, units]. */
@@ -92,7 +93,7 @@ const float *run_network(network *net, long calls) {
         in = net->x + t * net->steps % net->events * net->n * net->layers[0].inputs;
         for (int k = 0; k < net->count; k++) {
             float *out = net->between[k % 2];
-            net->kernel->lstm(&net->layers[k], net->n, net->steps, net->rows, in, net->z, out);
+            net->kernel->recurrent(&net->layers[k], net->n, net->steps, net->rows, in, net->z, 0, out);
             in = out;
         }
     }

@@ -5,7 +5,8 @@ source, built once per target by simd/avx512.c, avx2.c and portable.c.
 """
 import numpy as np
 
-FUNCTIONS = ("exp", "tanh", "sigmoid")  # in the order of fused_kernel.apply
+from streamlstm.layers import FUNCTIONS
+
 ALIGNMENT = 64
 
 
@@ -58,6 +59,9 @@ def apply(str kernel_name, str function, const float[::1] x):
         raise ValueError(f"this machine lacks the {kernel_name} kernel")
     if x.shape[0]:
         mode = flush_denormals()
-        kernel.apply(FUNCTIONS.index(function), x.shape[0], &x[0], &y[0])
+        if function == "exp":
+            kernel.exponential(x.shape[0], &x[0], &y[0])
+        else:
+            kernel.activation(FUNCTIONS.index(function), 1, x.shape[0], &x[0], &y[0])
         restore_float_mode(mode)
     return np.asarray(y)

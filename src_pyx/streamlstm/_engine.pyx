@@ -68,6 +68,15 @@ cdef bint all_within(
     return not bad
 
 
+cdef bint all_whole(const floating* x, Py_ssize_t n) noexcept nogil:
+    """Whether each of x [n], which are no larger than a vocabulary, is 0 or a whole number."""
+    cdef Py_ssize_t i
+    cdef int bad = 0
+    for i in range(n):
+        bad |= not (x[i] >= 0 and x[i] == <floating> <Py_ssize_t> x[i])
+    return not bad
+
+
 cdef as_uint32(values, str name):
     array = np.asarray(values)
     if array.dtype != np.uint32:
@@ -88,6 +97,7 @@ cdef class EngineCore:
     cdef readonly bint closed
     cdef readonly object largest_event  # [inputs]: within it every number stays finite
     cdef void* largest
+    cdef Py_ssize_t vocabulary  # of an embedding that takes the events; else 0
     cdef int typenum
     cdef unsigned int forks
     cdef cython.pythread_type_lock lock
@@ -97,6 +107,7 @@ cdef class EngineCore:
 
     def __cinit__(
         self, Network network not None, Py_ssize_t max_sessions, int threads, largest_event,
+        Py_ssize_t vocabulary,
     ):
         self.network = network
         self.threads = Threads(network, threads)
@@ -105,6 +116,7 @@ cdef class EngineCore:
         self.largest_event = np.array(largest_event, self.dtype)
         self.largest_event.flags.writeable = False
         self.largest = cnp.PyArray_DATA(self.largest_event)
+        self.vocabulary = vocabulary
         self.arena = Arena(network.initial_state, max_sessions)
         self.forks = forks
 
@@ -147,7 +159,14 @@ cdef class EngineCore:
         else:
             fine = self.all_within(data, n)
         if not fine:
-            where = [int(k[0]) for k in np.nonzero(~(np.abs(x) <= self.largest_event))]
+            good = np.abs(x) <= self.largest_event
+            if self.vocabulary:
+                good &= (x >= 0) & (x == np.floor(x))
+            where = [int(k[0]) for k in np.nonzero(~good)]
+            if self.vocabulary:
+                raise NonFiniteError(
+                    f"input{where} is {x[tuple(where)]}; this model's embedding takes whole "
+                    f"numbers from 0 to {self.vocabulary - 1}")
             raise NonFiniteError(
                 f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
                 f"{self.largest_event[where[len(where) - 1]]:.1e} for this model: "
@@ -156,9 +175,12 @@ cdef class EngineCore:
 
     cdef bint all_within(self, const void* x, Py_ssize_t n) noexcept nogil:
         cdef Py_ssize_t width = self.network.plan.inputs
+        cdef bint fine
         if self.network.plan.itemsize == 4:
-            return all_within(<const float*> x, n, <const float*> self.largest, width)
-        return all_within(<const double*> x, n, <const double*> self.largest, width)
+            fine = all_within(<const float*> x, n, <const float*> self.largest, width)
+            return fine and (not self.vocabulary or all_whole(<const float*> x, n))
+        fine = all_within(<const double*> x, n, <const double*> self.largest, width)
+        return fine and (not self.vocabulary or all_whole(<const double*> x, n))
 
     cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept:
         """What *_into calls ask, without allocating: shape [n, width], or [width] for n < 0."""

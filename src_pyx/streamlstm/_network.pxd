@@ -1,17 +1,16 @@
 """A model's weights, ready to run; see _network.pyx."""
-from streamlstm._cells_blas cimport Layer
-from streamlstm._cells_fused cimport fused_kernel, fused_layer
+from streamlstm._cells_fused cimport Layer, fused_kernel
 
 
 # All that a thread without the GIL needs of a Network. Read only.
 ctypedef struct Plan:
     const fused_kernel* kernel      # NULL: by BLAS
     Layer* layers
-    fused_layer* fused              # the same layers, packed; NULL: by BLAS
     int layer_count
     int itemsize                    # bytes of a number: 4 or 8
     Py_ssize_t inputs, outputs
     Py_ssize_t width, gates_width   # widest activation and gate vectors
+    Py_ssize_t more_width           # of projections and GRUs, which want more room
     Py_ssize_t block                # (stream, step) pairs in a block of work
     Py_ssize_t work_bytes           # of the scratch that forward() wants
     bint x_scaled, y_scaled         # whether there is anything to scale
@@ -30,7 +29,13 @@ cdef class Network:
     cdef readonly str arithmetic            # networks of one class give the same bits
     cdef list owned                         # keeps the arrays behind the pointers alive
 
-    cdef int add_layer(self, int i, tuple spec, dtype) except -1
+    cdef int add_layer(self, Layer* to, layer, dtype) except -1
+    cdef int add_options(self, Layer* to, layer) except -1
+    cdef int add_state(self, Layer* to, layer, dtype) except -1
+    cdef int add_lstm(self, Layer* to, layer) except -1
+    cdef int add_gru(self, Layer* to, layer) except -1
+    cdef void* matrix(self, w, int gates) except NULL
+    cdef void* vector(self, b, int gates) except NULL
     cdef void* own(self, array) except NULL
 
 

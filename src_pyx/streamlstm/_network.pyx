@@ -8,19 +8,20 @@ block each layer runs over all steps before the next layer does, which makes the
 half of its gates one product; between blocks nothing but the state rows is carried.
 """
 from cython cimport floating
+from libc.math cimport INFINITY
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 import numpy as np
 
-from streamlstm._cells_blas cimport (
-    DENSE_LAYER, LSTM_LAYER, Activation, Layer, dense_layer, lstm_layer,
-)
+from streamlstm._cells_blas cimport activate, dense_layer, recurrent_layer
 from streamlstm._cells_fused cimport (
-    find_kernel, float_mode, flush_denormals, fused_layer, restore_float_mode,
+    ACTIVATION, DENSE, EMBEDDING, GRU, LSTM, SATURATION, Layer, find_kernel, float_mode,
+    flush_denormals, restore_float_mode,
 )
 
-from streamlstm._cells_fused import pack
+from streamlstm._cells_fused import aligned, pack
+from streamlstm.layers import FUNCTIONS
 
 # A block's work area stays within the second-level cache's neighbourhood.
 cdef Py_ssize_t WORK_BYTES = 4 << 20
@@ -29,14 +30,27 @@ cdef Py_ssize_t BLOCK_MAX = 1024
 # second-level cache. 16 to 32 were the fastest, 128 cost 5 to 15 %.
 cdef Py_ssize_t RUN_BLOCK = 32
 cdef int LANES_MAX = 16
-ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu")  # in the order of the enum
+# In the order of kernel.h's enums.
+KINDS = ("lstm", "gru", "dense", "activation", "embedding")
+COUPLED = ("", "i", "f")
+
+
+cdef double bound_of(clip):
+    """Of a cell's numbers: they saturate, whatever the clip."""
+    return SATURATION if clip is None else min(clip, SATURATION)
+
+
+def packed_together(list parts):
+    """Packed panels side by side, as pack() gives each: [panels, numbers]."""
+    together = aligned((parts[0].shape[0], sum(a[0].size for a in parts)))
+    return np.concatenate([a.reshape(a.shape[0], -1) for a in parts], axis=1, out=together)
 
 
 cdef class Network:
     """Weights of a checked model, for one kernel.
 
-    dtype: float32 or float64. layers: ("lstm", w_x [4H, I], w_h [4H, H], b [4H], h0 [H], c0 [H])
-    or ("dense", w [O, I], b [O], activation). Scaling vectors: [inputs] and [outputs].
+    dtype: float32 or float64. layers: a checked model's (see layers.py). Scaling vectors:
+    [inputs] and [outputs].
     kernel: "avx512", "avx2", "portable" (float32 only) or "blas".
     """
 
@@ -51,19 +65,16 @@ cdef class Network:
             if not plan.kernel or plan.itemsize != 4:
                 raise ValueError(f"no {kernel} kernel for {dtype} on this machine")
             self.arithmetic = plan.kernel.arithmetic.decode()
-            plan.fused = <fused_layer*> calloc(len(layers), sizeof(fused_layer))
         plan.layers = <Layer*> calloc(len(layers), sizeof(Layer))
-        if not plan.layers or (plan.kernel and not plan.fused):
+        if not plan.layers:
             raise MemoryError("no memory for the layer table")
         self.owned = []
         plan.layer_count = len(layers)
-        for i, spec in enumerate(layers):
-            self.add_layer(i, spec, dtype)
+        self.initial_state = b""
+        for i, layer in enumerate(layers):
+            self.add_layer(&plan.layers[i], layer, dtype)
         plan.inputs = plan.layers[0].inputs
-        plan.outputs = plan.layers[plan.layer_count - 1].units
-        self.initial_state = b"".join(
-            np.asarray(a, dtype).tobytes()
-            for spec in layers if spec[0] == "lstm" for a in spec[4:])
+        plan.outputs = plan.layers[plan.layer_count - 1].outputs
 
         plan.x_scaled = bool(np.any(x_mean != 0) or np.any(x_std != 1))
         plan.y_scaled = bool(np.any(y_mean != 0) or np.any(y_std != 1))
@@ -71,50 +82,117 @@ cdef class Network:
         plan.x_mean, plan.x_scale = <double*> self.own(x_mean), <double*> self.own(1 / x_std)
         plan.y_mean, plan.y_scale = <double*> self.own(y_mean), <double*> self.own(y_std)
 
-        numbers = 3 * plan.width + plan.gates_width
+        numbers = 3 * plan.width + plan.gates_width + plan.more_width
         plan.block = min(max(WORK_BYTES // (numbers * plan.itemsize), 1), BLOCK_MAX)
         plan.work_bytes = plan.block * numbers * plan.itemsize
 
     def __dealloc__(self):
         free(self.plan.layers)
-        free(self.plan.fused)
 
-    cdef int add_layer(self, int i, tuple spec, dtype) except -1:
+    cdef int add_layer(self, Layer* to, layer, dtype) except -1:
         cdef Plan* plan = &self.plan
-        cdef Layer* layer = &plan.layers[i]
-        if spec[0] == "lstm":
-            _, w_x, w_h, b, _, _ = spec
-            layer.kind = LSTM_LAYER
-            layer.units = w_h.shape[1]
-            layer.h, layer.c = self.state_size, self.state_size + layer.units
-            self.state_size += 2 * layer.units
-            # Whole panels: the fused kernels' scratch is as wide as their packed gates.
-            padded = (layer.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
-            plan.gates_width = max(plan.gates_width, 4 * padded)
-            weights = np.concatenate([w_x, w_h], axis=1)
+        to.kind = KINDS.index(layer.kind)
+        to.inputs, to.outputs = layer.input_size, layer.output_size
+        to.units = layer.units if layer.state_sizes else layer.output_size
+        plan.width = max(plan.width, to.inputs, to.outputs)
+        if to.kind == ACTIVATION:
+            to.function = FUNCTIONS.index(layer.function)
+        elif to.kind == EMBEDDING:
+            to.w = self.own(np.array(layer.w, dtype))
+        elif to.kind == DENSE:
+            to.function = FUNCTIONS.index(layer.activation)
+            self.macs += layer.w.size
+            to.w, to.b = self.matrix(layer.w, 1), self.vector(layer.b, 1)
         else:
-            _, w_x, b, activation = spec
-            layer.kind = DENSE_LAYER
-            layer.units = w_x.shape[0]
-            layer.activation = <Activation> <int> ACTIVATIONS.index(activation)
-            weights = w_x
-        layer.inputs = w_x.shape[1]
-        self.macs += weights.size
-        plan.width = max(plan.width, layer.inputs, layer.units)
-        if not plan.kernel:
-            layer.w_x = self.own(np.array(w_x.T, dtype, order="C"))
-            if spec[0] == "lstm":
-                layer.w_h = self.own(np.array(w_h.T, dtype, order="C"))
-            layer.b = self.own(np.array(b, dtype))
-            return 0
-        cdef fused_layer* fused = &plan.fused[i]
-        fused.inputs, fused.units = layer.inputs, layer.units
-        fused.h, fused.c, fused.activation = layer.h, layer.c, layer.activation
-        gates = 4 if spec[0] == "lstm" else 1
-        fused.w = <float*> self.own(
-            pack(weights.reshape(gates, layer.units, -1), plan.kernel.lanes))
-        fused.b = <float*> self.own(pack(b.reshape(gates, layer.units, 1), plan.kernel.lanes))
+            self.add_options(to, layer)
+            self.add_state(to, layer, dtype)
+            if to.kind == LSTM:
+                self.add_lstm(to, layer)
+            else:
+                self.add_gru(to, layer)
         return 0
+
+    cdef int add_options(self, Layer* to, layer) except -1:
+        to.gate = FUNCTIONS.index(layer.gate_function)
+        to.candidate = FUNCTIONS.index(layer.candidate_function)
+        to.clip_gates = INFINITY if layer.clip_gates is None else layer.clip_gates
+        if to.kind == GRU:
+            to.reset_after = layer.reset_after
+            return 0
+        to.output = FUNCTIONS.index(layer.output_function)
+        to.plain = layer.plain
+        to.coupled = COUPLED.index(layer.coupled)
+        to.clip_cell = bound_of(layer.clip_cell)
+        to.clip_projection = bound_of(layer.clip_projection)
+        return 0
+
+    cdef int add_state(self, Layer* to, layer, dtype) except -1:
+        """The layer's place in a row, and what a step of it needs of the work area."""
+        cdef Plan* plan = &self.plan
+        to.h, to.c = self.state_size, self.state_size + to.outputs
+        for name, size in zip(("h0", "c0"), layer.state_sizes):
+            start = getattr(layer, name)
+            self.initial_state += (np.zeros(size) if start is None else start).astype(dtype).tobytes()
+            self.state_size += size
+        # Whole panels: the fused kernels' scratch is as wide as their packed gates.
+        padded = (to.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
+        plan.gates_width = max(plan.gates_width, 4 * padded)
+        if to.kind == GRU:
+            plan.more_width = max(plan.more_width, 3 * to.units)
+        elif layer.w_p is not None:
+            plan.more_width = max(plan.more_width, to.units)
+        return 0
+
+    cdef int add_lstm(self, Layer* to, layer) except -1:
+        gates = len(layer.gates)
+        self.macs += layer.w_x.size + layer.w_h.size
+        if self.plan.kernel:
+            to.w = self.matrix(np.concatenate([layer.w_x, layer.w_h], axis=1), gates)
+        else:
+            to.w, to.w_h = self.matrix(layer.w_x, gates), self.matrix(layer.w_h, gates)
+        to.b = self.vector(layer.b, gates)
+        if layer.norm is not None:
+            to.norm = self.vector(layer.norm, gates)
+        if layer.peep is not None:
+            peep = layer.peep
+            if self.plan.kernel != NULL and layer.coupled:  # a place for each of i, f, o
+                at = 0 if layer.coupled == "i" else layer.units
+                peep = np.insert(peep, at, np.zeros(layer.units, peep.dtype))
+            to.peep = self.vector(peep, len(peep) // layer.units)
+        if layer.w_p is not None:
+            self.macs += layer.w_p.size
+            to.w_p = self.matrix(layer.w_p, 1)
+            to.b_p = self.vector(
+                np.zeros(to.outputs, layer.b.dtype) if layer.b_p is None else layer.b_p, 1)
+        return 0
+
+    cdef int add_gru(self, Layer* to, layer) except -1:
+        cdef Py_ssize_t H = layer.units
+        b_n = np.zeros(H, layer.b.dtype) if layer.b_n is None else layer.b_n
+        self.macs += layer.w_x.size + layer.w_h.size
+        to.b = self.vector(np.concatenate([layer.b, b_n]), 4)
+        if not self.plan.kernel:
+            to.w, to.w_h = self.matrix(layer.w_x, 3), self.matrix(layer.w_h, 3)
+            return 0
+        lanes = self.plan.kernel.lanes
+        hidden = layer.w_h if layer.reset_after else layer.w_h[:2 * H]
+        parts = [pack(w.reshape(-1, H, w.shape[1]), lanes) for w in (layer.w_x, hidden)]
+        to.w = self.own(packed_together(parts))
+        if not layer.reset_after:
+            to.w_p = self.matrix(layer.w_h[2 * H:], 1)
+        return 0
+
+    cdef void* matrix(self, w, int gates) except NULL:
+        """w [gates * units, K] as the kernel wants it."""
+        if self.plan.kernel:
+            return self.own(pack(w.reshape(gates, -1, w.shape[1]), self.plan.kernel.lanes))
+        return self.own(np.array(w.T, order="C"))
+
+    cdef void* vector(self, b, int gates) except NULL:
+        """b [gates * units] as the kernel wants it."""
+        if self.plan.kernel:
+            return self.own(pack(b.reshape(gates, -1, 1), self.plan.kernel.lanes))
+        return self.own(np.array(b))
 
     cdef void* own(self, array) except NULL:
         array = np.ascontiguousarray(array)
@@ -180,6 +258,7 @@ cdef void forward_block(
     """One block: n streams whose x and y stand `stride` steps apart."""
     cdef floating* h_start = work + 2 * plan.block * plan.width
     cdef floating* z = h_start + plan.block * plan.width
+    cdef floating* m = z + plan.block * plan.gates_width
     # Where nothing is to be scaled or moved together, x and y are used in place.
     cdef bint packed = stride == steps or n == 1
     cdef bint y_direct = packed and not plan.y_scaled
@@ -193,28 +272,38 @@ cdef void forward_block(
         out = work + (i % 2) * plan.block * plan.width
         if y_direct and i == plan.layer_count - 1:
             out = y
-        run_layer(plan, i, n, steps, rows, a, h_start, z, out)
+        run_layer(plan, &plan.layers[i], n, steps, rows, a, h_start, z, m, out)
         a = out
     if not y_direct:
         scale_out(plan, n, steps, stride, a, y)
 
 
 cdef inline void run_layer(
-    const Plan* plan, int i, Py_ssize_t n, Py_ssize_t steps, char** rows,
-    const floating* x, floating* h_start, floating* z, floating* out,
+    const Plan* plan, const Layer* layer, Py_ssize_t n, Py_ssize_t steps, char** rows,
+    const floating* x, floating* h_start, floating* z, floating* m, floating* out,
 ) noexcept nogil:
-    cdef bint lstm = plan.layers[i].kind == LSTM_LAYER
+    cdef Py_ssize_t pairs = n * steps, i
+    if layer.kind == EMBEDDING:
+        for i in range(pairs):  # whole numbers within the vocabulary: the engine has checked
+            memcpy(out + i * layer.outputs,
+                   <const floating*> layer.w + <Py_ssize_t> x[i] * layer.outputs,
+                   layer.outputs * sizeof(floating))
+        return
     if floating is float:
         if plan.kernel:
-            if lstm:
-                plan.kernel.lstm(&plan.fused[i], n, steps, rows, x, z, out)
+            if layer.kind == DENSE:
+                plan.kernel.dense(layer, pairs, x, out)
+            elif layer.kind == ACTIVATION:
+                plan.kernel.activation(layer.function, pairs, layer.units, x, out)
             else:
-                plan.kernel.dense(&plan.fused[i], n * steps, x, out)
+                plan.kernel.recurrent(layer, n, steps, rows, x, z, m, out)
             return
-    if lstm:
-        lstm_layer(&plan.layers[i], n, steps, rows, x, h_start, z, out)
+    if layer.kind == DENSE:
+        dense_layer(layer, pairs, x, out)
+    elif layer.kind == ACTIVATION:
+        activate(layer.function, pairs, layer.units, x, out)
     else:
-        dense_layer(&plan.layers[i], n * steps, x, out)
+        recurrent_layer(layer, n, steps, rows, x, h_start, z, m, out)
 
 
 cdef void scale_in(

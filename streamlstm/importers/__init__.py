@@ -1,33 +1,109 @@
 """Networks from elsewhere. import_model is the one door for files; each format is a module.
 
-Code in a file is never run: a pickle is read as tensors only, or refused.
+    file -> reader (a Source) -> network() or select -> folded -> Model -> verify
+
+A reader gives layers in our canonical layout, whatever the format's; gate_orders has all the
+orders. Code in a file is never run, and what we do not have is refused by name: a wrong guess
+would be plausible garbage.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from streamlstm.errors import UnsupportedModelError
-from streamlstm.importers.pytorch import from_torch, read_state_dict
-from streamlstm.model import Model
+from streamlstm.importers.fold import folded
+from streamlstm.importers.source import Source, selected
+from streamlstm.layers import Function
+from streamlstm.model import Feature, Model
 
-__all__ = ["from_torch", "import_model"]
+__all__ = ["from_torch", "import_model", "open_source"]
 
-_READERS = {".pt": read_state_dict, ".pth": read_state_dict, ".safetensors": read_state_dict}
+# Which module's read(path, activations=, layers=) reads files of which ending.
+_READERS = {
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+    ".safetensors": "pytorch",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+    ".nam": "nam",
+    ".json": "rtneural",
+}
 
 
-def import_model(path: str | os.PathLike[str], **description: Any) -> Model:
-    """A Model from a foreign file: today a PyTorch state dict (.pt, .pth, .safetensors).
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    activations: Sequence[Function] | None = None,
+    layers: Sequence[str] | None = None,
+) -> Source:
+    """What a foreign file holds; its ending tells the format.
 
-    description: inputs, outputs, activations, name, as in from_torch (name defaults to the
-    file's). Raises OSError, and UnsupportedModelError naming what we do not have.
+    activations: what follows each dense layer, for state dicts and weights-only HDF5, which
+    don't tell. layers: names of the layers in flow order, for weights-only HDF5.
+    Raises OSError, UnsupportedModelError.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    module = _READERS.get(path.suffix.lower())
+    if module is None:
         raise UnsupportedModelError(
             f"{path} has an unknown ending; files ending in {', '.join(_READERS)} can be imported"
         )
-    return from_torch(reader(path), **({"name": path.stem} | description))
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    reader = importlib.import_module(f"streamlstm.importers.{module}")
+    source: Source = reader.read(path, activations=activations, layers=layers)
+    return source
+
+
+def import_model(
+    path: str | os.PathLike[str],
+    *,
+    select: str | None = None,
+    activations: Sequence[Function] | None = None,
+    layers: Sequence[str] | None = None,
+    inputs: Sequence[Feature | dict[str, Any] | str] | None = None,
+    outputs: Sequence[Feature | dict[str, Any] | str] | None = None,
+    name: str | None = None,
+) -> Model:
+    """A Model from a foreign file: PyTorch, Keras, ONNX, TFLite, NAM or RTNeural.
+
+    select: path of one recurrent layer, to take it alone. activations, layers: as in
+    open_source. inputs, outputs, name: as in Model (name defaults to the file's).
+    Raises OSError, UnsupportedModelError naming what we do not have, ModelError.
+    """
+    source = open_source(path, activations=activations, layers=layers)
+    return model_of(source, select, inputs=inputs, outputs=outputs, name=name or Path(path).stem)
+
+
+def model_of(source: Source, select: str | None = None, **description: Any) -> Model:
+    """The Model of a source's whole network, or of one recurrent layer; see import_model."""
+    found = source.network() if select is None else [selected(source, select)]
+    return Model(folded(found), **description)
+
+
+def from_torch(
+    module: Any,
+    *,
+    activations: Sequence[Function] | None = None,
+    inputs: Sequence[Feature | dict[str, Any] | str] | None = None,
+    outputs: Sequence[Feature | dict[str, Any] | str] | None = None,
+    name: str = "model",
+) -> Model:
+    """A Model from a live torch.nn.Module, or from a state dict of tensors or arrays.
+
+    activations: one for each Linear layer, in order; needed for a state dict with several, and
+    for a module whose flow we can't see. Half precision becomes float32.
+    Raises UnsupportedModelError naming the key or module that we do not have, ModelError.
+    """
+    from streamlstm.importers import pytorch  # noqa: PLC0415  (only when it is wanted)
+
+    source = pytorch.source_of(module, activations=activations)
+    return model_of(source, inputs=inputs, outputs=outputs, name=name)

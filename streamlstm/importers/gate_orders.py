@@ -1,6 +1,6 @@
 """All foreign gate orders, in one table.
 
-Ours is i, f, g, o: input, forget, cell candidate, output (PyTorch's names).
+LSTM: i input, f forget, g cell candidate, o output. GRU: r reset, z update, n candidate.
 """
 
 from __future__ import annotations
@@ -10,14 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CANONICAL = "ifgo"
+CANONICAL = {"lstm": "ifgo", "peepholes": "ifo", "gru": "rzn"}
 
-# Source: torch.nn.LSTM, "Variables": weight_ih_l[k] is (W_ii|W_if|W_ig|W_io).
-ORDERS = {"pytorch": "ifgo"}
+ORDERS = {
+    # torch.nn.LSTM, "Variables": weight_ih_l[k] is (W_ii|W_if|W_ig|W_io); torch.nn.GRU:
+    # (W_ir|W_iz|W_in). Peepholes, which it lacks, are named one by one.
+    "pytorch": {"lstm": "ifgo", "gru": "rzn"},
+    # keras/src/layers/rnn/lstm.py: kernel_i, _f, _c, _o; gru.py: z, r, h.
+    "keras": {"lstm": "ifgo", "gru": "zrn"},
+    # ONNX operators, LSTM: W[iofc], P[iof]; GRU: W[zrh].
+    "onnx": {"lstm": "iofg", "peepholes": "iof", "gru": "zrn"},
+    # NeuralAmpModelerCore, NAM/lstm.cpp: rows i, f, g, o.
+    "nam": {"lstm": "ifgo"},
+    # TFLite keeps a tensor for each gate; its schema lists them so.
+    "tflite": {"lstm": "ifgo", "peepholes": "ifo"},
+}
 
 
-def canonical(a: NDArray[Any], source: str) -> NDArray[Any]:
-    """The gate blocks along a's first axis [4H, ...] in our order."""
-    order = ORDERS[source]
+def canonical(a: NDArray[Any], source: str, kind: str, wanted: str = "") -> NDArray[Any]:
+    """The gate blocks along a's first axis in our order.
+
+    kind: "lstm", "peepholes" or "gru". wanted: the gates to take; by default all of the kind.
+    """
+    order = ORDERS[source][kind]
     blocks = dict(zip(order, np.split(a, len(order)), strict=True))
-    return np.concatenate([blocks[gate] for gate in CANONICAL])
+    return np.concatenate([blocks[gate] for gate in wanted or CANONICAL[kind]])

@@ -70,9 +70,10 @@ class Journal:
 
     def register(self, model: ModelLike, arithmetic: str) -> int:
         """The store's id of a model."""
-        units = tuple(layer.units for layer in model.layers if layer.kind == "lstm")
         name, dtype = model.name, np.dtype(model.dtype).name
-        model_id = self.store.model(name, model.fingerprint, dtype, model.state_size, units)
+        model_id = self.store.model(
+            name, model.fingerprint, dtype, model.state_size, model.state_sizes
+        )
         self._models[model_id] = arithmetic
         return model_id
 

@@ -75,7 +75,9 @@ class ModelLike(Protocol):
     @property
     def outputs(self) -> tuple[FeatureLike, ...]: ...
     @property
-    def layers(self) -> tuple[Any, ...]: ...
+    def state_sizes(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def vocabulary(self) -> int: ...
     @property
     def state_size(self) -> int: ...
     @property
@@ -347,6 +349,8 @@ class Sessions:
         """As the engine does: all of X [n, inputs] is good, or nothing is stepped."""
         largest = self.engine.largest_event
         good = np.isfinite(X) if largest is None else np.abs(X) <= largest
+        if self.model.vocabulary:
+            good &= (X >= 0) & (np.floor(X) == X)
         if not good.all():
             index = int(np.argmin(good.all(axis=1)))
             raise NonFiniteError(f"event {index} holds NaN, infinity or a number that is too large")

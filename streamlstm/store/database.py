@@ -33,7 +33,7 @@ RECORDS_AT_ONCE: Final = 16
 
 _TABLES: Final = (
     "CREATE TABLE models (id INTEGER PRIMARY KEY, name TEXT, fingerprint TEXT, dtype TEXT,"
-    " state_size INTEGER, units TEXT, arithmetic TEXT, checksum INTEGER,"
+    " state_size INTEGER, sizes TEXT, arithmetic TEXT, checksum INTEGER,"
     " UNIQUE (name, fingerprint))",
     "CREATE TABLE sessions (id INTEGER PRIMARY KEY, model INTEGER, name TEXT,"
     " name_checksum INTEGER, epoch INTEGER, token INTEGER, seq INTEGER, quarantined INTEGER,"
@@ -105,21 +105,26 @@ class Store:
     # -- writing --------------------------------------------------------------------------
 
     def model(
-        self, name: str, fingerprint: str, dtype: str, state_size: int, units: tuple[int, ...] = ()
+        self,
+        name: str,
+        fingerprint: str,
+        dtype: str,
+        state_size: int,
+        sizes: tuple[tuple[int, ...], ...] = (),
     ) -> int:
         """Id of the model; registered when new, which is a write.
 
         Raises StoreMismatchError when it is there with another dtype, size or layers.
         """
         id = max(self._models, default=0) + 1
-        new = ModelRow(id, name, fingerprint, dtype, state_size, units, "")
+        new = ModelRow(id, name, fingerprint, dtype, state_size, sizes, "")
         for row in self._models.values():
             if (row.name, row.fingerprint) == (name, fingerprint):
                 if row != replace(new, id=row.id, arithmetic=row.arithmetic):
                     raise StoreMismatchError(
                         f"{self.path} has model {name} with a state of {row.state_size} "
-                        f"{row.dtype}, layers of {row.units} units; expected {state_size} "
-                        f"{dtype}, {units}: the same fingerprint means the same model"
+                        f"{row.dtype}, in parts of {row.sizes}; expected {state_size} "
+                        f"{dtype}, {sizes}: the same fingerprint means the same model"
                     )
                 return row.id
         self.put_model(new)
@@ -141,7 +146,7 @@ class Store:
             model.fingerprint,
             model.dtype,
             model.state_size,
-            " ".join(map(str, model.units)),
+            " ".join("+".join(map(str, sizes)) for sizes in model.sizes),
             model.arithmetic,
         )
         statement = "INSERT OR REPLACE INTO models VALUES (?,?,?,?,?,?,?,?)"
@@ -369,11 +374,11 @@ class Store:
         return (self._model(columns) for columns in self._fetch(MODELS))
 
     def _model(self, columns: tuple[Any, ...]) -> ModelRow:
-        id, name, fingerprint, dtype, state_size, units, arithmetic, check = columns
+        id, name, fingerprint, dtype, state_size, sizes, arithmetic, check = columns
         try:
             if checksum(*columns[:-1]) != check:
                 raise ValueError("its checksum does not hold")
-            layers = tuple(int(u) for u in units.split())
+            layers = tuple(tuple(int(n) for n in layer.split("+")) for layer in sizes.split())
         except INVALID as error:
             raise self._damaged(f"model {id} ({name!r})", error) from error
         return ModelRow(id, name, fingerprint, dtype, state_size, layers, arithmetic)

@@ -15,7 +15,7 @@ INVALID: Final = (ValueError, TypeError, AttributeError, struct.error)
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model that sessions belong to. state_size: numbers; units: H of each LSTM layer.
+    """A model that sessions belong to. sizes: numbers of h and c of each layer.
 
     arithmetic: the class (see kernels) under which the journal's events were computed.
     """
@@ -25,7 +25,7 @@ class ModelRow:
     fingerprint: str
     dtype: str
     state_size: int
-    units: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
     arithmetic: str
 
 

@@ -44,7 +44,8 @@ class Model:
         self.inputs = tuple(Feature(f"x{i}", "m") for i in range(inputs))
         self.outputs = tuple(Feature(f"y{i}") for i in range(inputs))
         self.state_size = inputs
-        self.layers = ()
+        self.state_sizes = ()
+        self.vocabulary = 0
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,10 @@ def numbers(text: str) -> Any:
 def test_help_names_commands_and_exit_codes() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("serve", "sessions", "stream", "inspect", "stats", "demo", "exit codes", "143"):
+    commands = ("serve", "sessions", "stream", "import", "inspect", "stats", "demo")
+    for word in (*commands, "exit codes", "143"):
         assert word in done.stdout
-    for command in ("serve", "sessions", "stream", "inspect", "stats", "demo"):
+    for command in commands:
         assert run(command, "--help").returncode == 0
 
 
@@ -65,6 +66,7 @@ def test_help_names_commands_and_exit_codes() -> None:
         ["serve", "x", "--max-resident", "10"],
         ["serve", "x", "--state", "d", "--durability", "memory"],
         ["sessions"],
+        ["import", "x"],
     ],
 )
 def test_wrong_usage(argv: list[str]) -> None:
@@ -227,6 +229,17 @@ def test_a_reader_that_has_enough(model_path: Path) -> None:
         child.stdin.close()
         assert child.wait(timeout=20) == 0
         assert child.stderr.read() == ""
+
+
+def test_a_reader_that_wants_nothing(model_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "streamlstm", "inspect", str(model_path)]
+    done = subprocess.run(
+        argv, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_ctrl_c_ends_a_stream(model_path: Path) -> None:

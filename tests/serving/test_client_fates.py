@@ -14,6 +14,7 @@ import zmq
 
 import streamlstm as sl
 from streamlstm import errors
+from streamlstm.serving import client_protocol
 
 HELLO: dict[str, Any] = {
     "models": [
@@ -208,7 +209,11 @@ def test_closing_what_is_lost_is_harmless(puppet: Puppet, client: sl.Client, cod
 
 
 @pytest.mark.parametrize("code", ["BUSY", "STOPPING", "SHAPE", "SEQUENCE", "PROTOCOL"])
-def test_a_refusal_changes_nothing(puppet: Puppet, client: sl.Client, code: str) -> None:
+def test_a_refusal_changes_nothing(
+    puppet: Puppet, client: sl.Client, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in ("STOPPING_S", "RETRY_S"):  # no second try may be on its way at the end
+        monkeypatch.setattr(client_protocol, pause, 60.0)
     session = client.open("pump")
     puppet.answers = lambda request: [[1, "error", request[2], code, "because", {}]]
     with pytest.raises(errors.StreamLSTMError, match="because") as caught:

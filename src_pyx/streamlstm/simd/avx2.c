@@ -1,4 +1,5 @@
 /* The fused kernel for AVX2 with FMA. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

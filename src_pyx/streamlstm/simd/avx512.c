@@ -1,4 +1,5 @@
 /* The fused kernel for AVX-512. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

@@ -7,318 +7,250 @@
  *   MAX(a,b) MIN(a,b)  b where a lane is NaN
  *   KERNEL, ARITHMETIC
  *
- * A tile is R streams x P panels of G vectors. After the loop over k the four vectors
- * of a stream's panel ARE its i, f, g, o for VL units, so the activations and the
- * update of c and h happen there and no gate buffer exists.
+ * A tile is R streams x P panels of up to 4 vectors of sums. After the loop over k the vectors
+ * of a stream's panel ARE its gates for VL units, so the functions and the update of c and h
+ * happen there and no gate buffer exists (cells.h).
  */
-typedef float vf __attribute__((vector_size(4 * VL)));
-typedef int32_t vi __attribute__((vector_size(4 * VL)));
-typedef float vf_any __attribute__((vector_size(4 * VL), aligned(4), may_alias));
-
-#define ALWAYS static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 #define PANELS(units) (((units) + VL - 1) / VL)
 
-ALWAYS vf load(const float *p) { return (vf)*(const vf_any *)p; }
-ALWAYS void store(float *p, vf a) { *(vf_any *)p = (vf_any)a; }
-
-/* ---- activations ------------------------------------------------------------------
- * e^y = s (1 + p): y = n ln2 + r, |r| <= ln2 / 2, s = 2^n, p = e^r - 1 = r + r^2 q(r).
- * q is the polynomial of degree 4 that makes the largest error of p, relative to r, smallest
- * on that interval (bench/fit_exp.py: 1.3e-8). Arguments are clamped to where s and 1 + e^y
- * stay normal numbers; NaN passes through. ln2 is split so that n * LN2_HIGH is exact.
- */
-#define EXP_MAX 87.0f
-#define LN2_HIGH 0.693145751953125f
-#define LN2_LOW 1.42860682030941723212e-6f
-
-typedef struct { vf s, p; } exp_parts;
-
-ALWAYS vf magnitude(vf a) { return (vf)((vi)a & 0x7FFFFFFF); }
-
-/* e^(scale a) for |scale a| <= EXP_MAX. scale is a power of two, so that scale * a is exact
- * and need not be waited for. */
-ALWAYS exp_parts exp_scaled(vf a, float scale) {
-    /* 1.5 * 2^23 rounds; with 127 it leaves s's exponent n + 127 in the low bits. */
-    const vf magic = SPLAT(12582912.0f + 127);
-    vf t = MULADD(a, SPLAT(scale * 1.44269504088896341f), magic);
-    vf n = t - magic;
-    vf r = MULADD(n, SPLAT(-LN2_HIGH), SPLAT(scale) * a);
-    r = MULADD(n, SPLAT(-LN2_LOW), r);
-    vf r2 = r * r;
-    vf low = MULADD(SPLAT(0.16666542793836775f), r, SPLAT(0.500000006208712f));
-    vf high = MULADD(SPLAT(0.008366610603940838f), r, SPLAT(0.04166628139947265f));
-    vf q = MULADD(MULADD(SPLAT(0.0013946496940879887f), r2, high), r2, low);
-    exp_parts e = {(vf)((vi)t << 23), MULADD(r2, q, r)};
-    return e;
-}
-
-ALWAYS vf clamp(vf a) { return MIN(SPLAT(EXP_MAX), MAX(SPLAT(-EXP_MAX), a)); }
-ALWAYS exp_parts exp_minus(vf z) { return exp_scaled(clamp(z), -1.0f); }
-
-/* e^(-2|z|) */
-ALWAYS exp_parts exp_fold(vf z) {
-    return exp_scaled(MIN(SPLAT(EXP_MAX / 2), magnitude(z)), -2.0f);
-}
-
-ALWAYS vf one_plus(exp_parts e) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f)); }
-/* What the rounding of sum = one_plus(e) took away. */
-ALWAYS vf one_plus_low(exp_parts e, vf sum) { return MULADD(e.s, e.p, e.s + SPLAT(1.0f) - sum); }
-ALWAYS vf one_minus(exp_parts e) { return MULADD(-e.s, e.p, SPLAT(1.0f) - e.s); }
-ALWAYS vf with_sign(vf a, vf sign) { return (vf)((vi)a | ((vi)sign & (int32_t)0x80000000)); }
-
-/* sigmoid(z) = 1 / (1 + e^-z);  tanh(z) = sign(z) (1 - e) / (1 + e), e = e^(-2|z|) */
-ALWAYS vf sigmoid_of(vf z) { return SPLAT(1.0f) / one_plus(exp_minus(z)); }
-ALWAYS vf tanh_of(vf z) {
-    exp_parts e = exp_fold(z);
-    return with_sign(one_minus(e) / one_plus(e), z);
-}
-
-/* c' = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c'), each product of two
- * activations with one division. Where |c| is large the sigmoid's error is all of h's: so
- * h = q + q (1 - (d + low) r), which takes back what the sum 1 + e^-o and 1 / d lost. */
-ALWAYS void cell(const vf gate[4], float *c, float *h) {
-    exp_parts g = exp_fold(gate[2]);
-    vf in = with_sign(one_minus(g), gate[2]) / (one_plus(exp_minus(gate[0])) * one_plus(g));
-    vf next = load(c) / one_plus(exp_minus(gate[1])) + in;
-    store(c, next);
-    exp_parts t = exp_fold(next), o = exp_minus(gate[3]);
-    vf d_t = one_plus(t), d_o = one_plus(o);
-    vf d = d_o * d_t, low = one_plus_low(o, d_o) * d_t;
-    vf r = SPLAT(1.0f) / d, q = with_sign(one_minus(t), next) * r;
-    store(h, MULADD(REMAINDER(d, low, r), q, q));
-}
-
-/* cell() on the last panel, of which only `units` lanes are real. */
-static void cell_tail(const vf gate[4], float *c, float *h, int units) {
-    float c_lanes[VL] = {0}, h_lanes[VL];
-    memcpy(c_lanes, c, units * sizeof(float));
-    cell(gate, c_lanes, h_lanes);
-    memcpy(c, c_lanes, units * sizeof(float));
-    memcpy(h, h_lanes, units * sizeof(float));
-}
+#include "functions.h"
+#include "cells.h"
 
 /* ---- tiles ------------------------------------------------------------------------ */
 
 #define MAX_PANELS 4
 typedef vf tile[ROWS][MAX_PANELS][4];
 
-/* acc[r][p][g] += sum over k of w[p][k][g] v[r][k]. No software prefetch: the panels are
- * read front to back, and every distance tried was slower than the hardware's own. */
+/* acc[r][p][g] += sum over k of w[p][k][g] v[r][k], where the last gate's sum is acc[..][last].
+ * No software prefetch: the panels are read front to back, and every distance tried was slower
+ * than the hardware's own. */
 ALWAYS void accumulate(tile acc, const float *w, ptrdiff_t panel_stride, const float *const *v,
-                       int n_k, const int R, const int P, const int G) {
+                       int n_k, const int R, const int P, const int G, const int last) {
     for (int k = 0; k < n_k; k++) {
         UNROLL for (int p = 0; p < P; p++) {
             const float *at = w + p * panel_stride + (ptrdiff_t)k * G * VL;
             UNROLL for (int g = 0; g < G; g++) {
                 vf weight = *(const vf *)(at + g * VL);
-                UNROLL for (int r = 0; r < R; r++)
-                    acc[r][p][g] = MULADD(weight, SPLAT(v[r][k]), acc[r][p][g]);
+                UNROLL for (int r = 0; r < R; r++) {
+                    vf *sum = &acc[r][p][g == G - 1 ? last : g];
+                    *sum = MULADD(weight, SPLAT(v[r][k]), *sum);
+                }
             }
         }
     }
 }
 
+/* What a tile sums up and does then; see the tables below for the gates of each. */
+enum {
+    CELL_PLAIN,         /* the textbook's LSTM */
+    CELL_OPTIONS,       /* any LSTM with four gates */
+    CELL_COUPLED,       /* any with three */
+    CELL_SUMS,          /* its sums to z only, for layer norm */
+    CELL_COUPLED_SUMS,
+    CELL_GRU_AFTER,     /* a whole GRU */
+    CELL_GRU_BEFORE,    /* r h to m, z and n's input half to z */
+    CELL_GRU_CANDIDATE, /* then n and h */
+    CELLS
+};
+
+/* Gates with weights over the inputs, and over h; sums; which sum the last gate over h is. */
+ALWAYS int input_gates(int cell) { return (const int[]){4, 4, 3, 4, 3, 3, 3, 0}[cell]; }
+ALWAYS int hidden_gates(int cell) { return (const int[]){4, 4, 3, 4, 3, 3, 2, 1}[cell]; }
+ALWAYS int sums(int cell) { return (const int[]){4, 4, 3, 4, 3, 4, 3, 1}[cell]; }
+ALWAYS int last_hidden(int cell) { return (const int[]){3, 3, 2, 3, 2, 3, 1, 0}[cell]; }
+
 typedef struct {
-    const fused_layer *layer;
+    const Layer *layer;
     ptrdiff_t panel;        /* the first of the tile */
     const float *x[ROWS];   /* inputs, or NULL: start from z */
     const float *h[ROWS];   /* old h, or NULL: stop at z */
-    float *z[ROWS];
+    float *z[ROWS];         /* sums, four vectors a panel */
+    float *m[ROWS];         /* r h of a GRU */
     float *c[ROWS];
     float *out[ROWS];       /* new h */
-} lstm_work;
+} cell_work;
 
-ALWAYS void lstm_tile(const lstm_work *work, const int R, const int P) {
-    const fused_layer *layer = work->layer;
-    const int depth = layer->inputs + layer->units;
-    const ptrdiff_t panel_stride = (ptrdiff_t)depth * 4 * VL;
-    const float *w = layer->w + work->panel * panel_stride;
-    const ptrdiff_t first = work->panel * 4 * VL; /* in b and z */
-    tile acc;
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int g = 0; g < 4; g++)
-                acc[r][p][g] = work->x[0] ? SPLAT(0.0f) : load(work->z[r] + first + (p * 4 + g) * VL);
-    if (work->x[0])
-        accumulate(acc, w, panel_stride, work->x, layer->inputs, R, P, 4);
-    if (!work->h[0]) {
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int p = 0; p < P; p++)
-                UNROLL for (int g = 0; g < 4; g++)
-                    store(work->z[r] + first + (p * 4 + g) * VL, acc[r][p][g]);
-        return;
-    }
-    accumulate(acc, w + (ptrdiff_t)layer->inputs * 4 * VL, panel_stride, work->h, layer->units, R, P, 4);
-    UNROLL for (int p = 0; p < P; p++) {
-        const ptrdiff_t unit = (work->panel + p) * VL;
-        const int left = layer->units - (int)unit;
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int g = 0; g < 4; g++)
-                acc[r][p][g] += load(layer->b + unit * 4 + g * VL);
-        UNROLL for (int r = 0; r < R; r++) {
-            if (left >= VL)
-                cell(acc[r][p], work->c[r] + unit, work->out[r] + unit);
-            else
-                cell_tail(acc[r][p], work->c[r] + unit, work->out[r] + unit, left);
-        }
+/* Where one panel of one stream stands. */
+typedef struct {
+    const float *h;
+    float *c, *m, *z, *out;
+} places_of_panel;
+
+/* A panel's sums -> its part of the new state. */
+static __attribute__((noinline)) void finish(const Layer *layer, int cell, ptrdiff_t panel, const vf *sum,
+                                             places_of_panel at) {
+    switch (cell) {
+    case CELL_PLAIN: lstm_plain(sum, at.c, at.out); break;
+    case CELL_OPTIONS: lstm_options(layer, panel, sum, 4, at.c, at.out); break;
+    case CELL_COUPLED: lstm_options(layer, panel, sum, 3, at.c, at.out); break;
+    case CELL_GRU_AFTER: gru_after(layer, panel, sum, at.h, at.out); break;
+    case CELL_GRU_BEFORE: gru_before(layer, panel, sum, at.h, at.m, at.z); break;
+    case CELL_GRU_CANDIDATE: gru_candidate(layer, panel, sum[0], load(at.z), at.h, at.out); break;
     }
 }
 
-#define TILE(R, P) static __attribute__((noinline)) void lstm_tile_##R##_##P(const lstm_work *w) { lstm_tile(w, R, P); }
-TILE(1, 1) TILE(1, 2) TILE(2, 1)
-#if ROWS >= 3
-TILE(3, 1)
-#endif
-#if ROWS >= 6
-TILE(4, 1) TILE(5, 1) TILE(6, 1)
-#endif
+/* finish() on the last panel, of which only `lanes` units are real. Apart: the calls of memcpy
+ * would cost the others their registers. */
+static __attribute__((noinline)) void finish_last(const Layer *layer, int cell, ptrdiff_t panel, const vf *sum,
+                                                  places_of_panel at, int lanes) {
+    const int gru = layer->kind == GRU, before = cell == CELL_GRU_BEFORE;
+    const size_t bytes = lanes * sizeof(float);
+    float h[VL] = {0}, c[VL] = {0}, m[VL], out[VL];
+    if (gru)
+        memcpy(h, at.h, bytes);
+    else
+        memcpy(c, at.c, bytes);
+    finish(layer, cell, panel, sum, (places_of_panel){h, c, m, at.z, out});
+    if (!gru)
+        memcpy(at.c, c, bytes);
+    memcpy(before ? at.m : at.out, before ? m : out, bytes);
+}
 
-static void (*const lstm_tiles[])(const lstm_work *) = {
-    0, lstm_tile_1_1, lstm_tile_2_1,
-#if ROWS >= 3
-    lstm_tile_3_1,
+ALWAYS void cell_tile(const cell_work *work, const int R, const int P, const int cell) {
+    const Layer *layer = work->layer;
+    const int candidate = cell == CELL_GRU_CANDIDATE, halves = candidate || cell == CELL_GRU_BEFORE;
+    const int depth = candidate ? layer->units : layer->outputs;
+    const ptrdiff_t x_numbers = (ptrdiff_t)layer->inputs * input_gates(cell) * VL;
+    const ptrdiff_t panel_stride = x_numbers + (ptrdiff_t)depth * hidden_gates(cell) * VL;
+    const float *w = (const float *)(candidate ? layer->w_p : layer->w) + work->panel * panel_stride;
+    tile acc;
+#define Z(r, p, g) (work->z[r] + ((work->panel + (p)) * 4 + (g)) * VL)
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int p = 0; p < P; p++)
+            UNROLL for (int g = 0; g < sums(cell); g++) {
+                if (candidate)
+                    acc[r][p][g] = load(Z(r, p, 1));
+                else
+                    acc[r][p][g] = work->x[0] || g >= input_gates(cell) ? SPLAT(0.0f) : load(Z(r, p, g));
+            }
+    if (!candidate && work->x[0])
+        accumulate(acc, w, panel_stride, work->x, layer->inputs, R, P, input_gates(cell), input_gates(cell) - 1);
+    if (work->h[0])
+        accumulate(acc, w + x_numbers, panel_stride, candidate ? (const float *const *)work->m : work->h,
+                   depth, R, P, hidden_gates(cell), last_hidden(cell));
+    if (!work->h[0] || cell == CELL_SUMS || cell == CELL_COUPLED_SUMS) {
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int p = 0; p < P; p++)
+                UNROLL for (int g = 0; g < input_gates(cell); g++)
+                    store(Z(r, p, g), acc[r][p][g]);
+        return;
+    }
+    UNROLL for (int p = 0; p < P; p++) {
+        const ptrdiff_t panel = work->panel + p, unit = panel * VL;
+        if (cell == CELL_PLAIN)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int g = 0; g < 4; g++)
+                    acc[r][p][g] += load((const float *)layer->b + (panel * 4 + g) * VL);
+        UNROLL for (int r = 0; r < R; r++) {
+            const places_of_panel at = {work->h[r] + unit, work->c[r] + unit, halves ? work->m[r] + unit : 0,
+                                        halves ? Z(r, p, 0) : 0, work->out[r] + unit};
+            if (layer->units - unit < VL)
+                finish_last(layer, cell, panel, acc[r][p], at, (int)(layer->units - unit));
+            else if (cell == CELL_PLAIN)
+                lstm_plain(acc[r][p], at.c, at.out);
+            else
+                finish(layer, cell, panel, acc[r][p], at);
+        }
+    }
+#undef Z
+}
+
+#define TILE(C, R, P) \
+    static __attribute__((noinline)) void tile_##C##_##R##_##P(const cell_work *w) { cell_tile(w, R, P, C); }
+#if ROWS == 6
+#define TILES(C) TILE(C, 1, 1) TILE(C, 1, 2) TILE(C, 2, 1) TILE(C, 3, 1) TILE(C, 4, 1) TILE(C, 5, 1) TILE(C, 6, 1)
+#define TABLE(C) [C] = {tile_##C##_1_2, tile_##C##_1_1, tile_##C##_2_1, tile_##C##_3_1, tile_##C##_4_1, tile_##C##_5_1, tile_##C##_6_1}
+#elif ROWS == 3
+#define TILES(C) TILE(C, 1, 1) TILE(C, 1, 2) TILE(C, 2, 1) TILE(C, 3, 1)
+#define TABLE(C) [C] = {tile_##C##_1_2, tile_##C##_1_1, tile_##C##_2_1, tile_##C##_3_1}
+#else
+#define TILES(C) TILE(C, 1, 1) TILE(C, 1, 2) TILE(C, 2, 1)
+#define TABLE(C) [C] = {tile_##C##_1_2, tile_##C##_1_1, tile_##C##_2_1}
 #endif
-#if ROWS >= 6
-    lstm_tile_4_1, lstm_tile_5_1, lstm_tile_6_1,
+TILES(CELL_PLAIN) TILES(CELL_OPTIONS) TILES(CELL_COUPLED) TILES(CELL_SUMS) TILES(CELL_COUPLED_SUMS)
+TILES(CELL_GRU_AFTER) TILES(CELL_GRU_BEFORE) TILES(CELL_GRU_CANDIDATE)
+
+/* Of each cell: one stream x two panels; then one panel of 1, 2, ... ROWS streams. */
+static void (*const tiles[CELLS][ROWS + 1])(const cell_work *) = {
+    TABLE(CELL_PLAIN), TABLE(CELL_OPTIONS), TABLE(CELL_COUPLED), TABLE(CELL_SUMS), TABLE(CELL_COUPLED_SUMS),
+    TABLE(CELL_GRU_AFTER), TABLE(CELL_GRU_BEFORE), TABLE(CELL_GRU_CANDIDATE),
+};
+
+/* With one gate, four panels have the sums under way that one panel of four gates has. */
+#define WIDE 4
+#define WIDE_TILE(R) TILE(CELL_GRU_CANDIDATE, R, 4)
+#if ROWS == 6
+WIDE_TILE(1) WIDE_TILE(2) WIDE_TILE(3) WIDE_TILE(4) WIDE_TILE(5) WIDE_TILE(6)
+#elif ROWS == 3
+WIDE_TILE(1) WIDE_TILE(2) WIDE_TILE(3)
+#else
+WIDE_TILE(1) WIDE_TILE(2)
+#endif
+static void (*const wide_tiles[ROWS + 1])(const cell_work *) = {
+    0, tile_CELL_GRU_CANDIDATE_1_4, tile_CELL_GRU_CANDIDATE_2_4,
+#if ROWS >= 3
+    tile_CELL_GRU_CANDIDATE_3_4,
+#endif
+#if ROWS == 6
+    tile_CELL_GRU_CANDIDATE_4_4, tile_CELL_GRU_CANDIDATE_5_4, tile_CELL_GRU_CANDIDATE_6_4,
 #endif
 };
 
-/* Where stream i's vectors stand at one step. */
-typedef struct {
-    const float *x; ptrdiff_t x_stride;
-    float *z; ptrdiff_t z_stride;
-    const float *h; ptrdiff_t h_stride;  /* NULL: in the rows */
-    float *out; ptrdiff_t out_stride;
-} places;
-
-/* A step of one stream: two panels at a time, to have enough sums under way at once. */
-ALWAYS void lstm_single(lstm_work *work, ptrdiff_t panels) {
-    for (work->panel = 0; work->panel + 2 <= panels; work->panel += 2)
-        lstm_tile_1_2(work);
-    if (work->panel < panels)
-        lstm_tile_1_1(work);
-}
-
-/* One step (or one half of it) of n streams: panels outside, so that a panel's weights
- * stay in the first cache while the streams pass. */
-static void lstm_pass(const fused_layer *layer, ptrdiff_t n, char **rows, places at) {
-    const ptrdiff_t panels = PANELS(layer->units);
-    const ptrdiff_t tiles = (n + ROWS - 1) / ROWS;
-    lstm_work work = {.layer = layer};
-    for (work.panel = 0; work.panel < panels; work.panel++) {
-        for (ptrdiff_t t = 0, i = 0; t < tiles; t++) {
-            const int R = (int)((n - i + tiles - t - 1) / (tiles - t)); /* even tiles */
-            for (int r = 0; r < R; r++, i++) {
-                work.x[r] = at.x ? at.x + i * at.x_stride : 0;
-                work.z[r] = at.z ? at.z + i * at.z_stride : 0;
-                if (rows) {
-                    float *row = (float *)rows[i];
-                    work.h[r] = at.h ? at.h + i * at.h_stride : row + layer->h;
-                    work.c[r] = row + layer->c;
-                    work.out[r] = at.out + i * at.out_stride;
-                }
-            }
-            lstm_tiles[R](&work);
-        }
-    }
-}
-
-/* The input half ahead of time pays for fewer streams than a tile takes, and from some units
- * on: below, the next step's x half fills the wait for the activations. */
-#define AHEAD_STREAMS_MAX 3
-#define AHEAD_UNITS_MIN 33
-
-static void lstm(const fused_layer *layer, ptrdiff_t n, ptrdiff_t steps, char **rows,
-                 const float *x, float *z, float *out) {
-    const ptrdiff_t I = layer->inputs, H = layer->units, Z = PANELS(H) * 4 * VL;
-    const int ahead = steps > 1 && n <= AHEAD_STREAMS_MAX && H >= AHEAD_UNITS_MIN;
-    if (ahead) /* the input half of all steps, ROWS steps a tile */
-        lstm_pass(layer, n * steps, 0, (places){.x = x, .x_stride = I, .z = z, .z_stride = Z});
-    if (n == 1) {
-        float *row = (float *)rows[0];
-        lstm_work work = {.layer = layer, .h = {row + layer->h}, .c = {row + layer->c}};
-        for (ptrdiff_t t = 0; t < steps; t++) {
-            work.x[0] = ahead ? 0 : x + t * I;
-            work.z[0] = z + t * Z;
-            work.out[0] = out + t * H;
-            lstm_single(&work, PANELS(H));
-            work.h[0] = work.out[0];
-        }
-    } else {
-        for (ptrdiff_t t = 0; t < steps; t++) {
-            places at = {.out = out + t * H, .out_stride = steps * H};
-            if (t)
-                at.h = out + (t - 1) * H, at.h_stride = steps * H;
-            if (ahead)
-                at.z = z + t * Z, at.z_stride = steps * Z;
-            else
-                at.x = x + t * I, at.x_stride = steps * I;
-            lstm_pass(layer, n, rows, at);
-        }
-    }
-    for (ptrdiff_t i = 0; i < n; i++)
-        memcpy((float *)rows[i] + layer->h, out + ((i + 1) * steps - 1) * H, H * sizeof(float));
-}
-
 /* ---- dense layers ----------------------------------------------------------------- */
 
-ALWAYS vf activate(int activation, vf a) {
-    switch (activation) {
-    case 1: return tanh_of(a);
-    case 2: return sigmoid_of(a);
-    case 3: return MAX(SPLAT(0.0f), a);
-    default: return a;
-    }
-}
+/* n rows through a matrix: x [n, inputs] -> out [n, units], `stride` apart. */
+typedef struct {
+    const float *w, *b;
+    int inputs, units;
+    int function;
+    float bound;            /* of a projection's clip */
+    const float *x; ptrdiff_t x_stride;
+    float *out; ptrdiff_t out_stride;
+} product;
 
 typedef struct {
-    const fused_layer *layer;
+    const product *of;
     ptrdiff_t panel;
     const float *x[ROWS];
     float *out[ROWS];
 } dense_work;
 
 ALWAYS void dense_tile(const dense_work *work, const int R, const int P) {
-    const fused_layer *layer = work->layer;
-    const ptrdiff_t panel_stride = (ptrdiff_t)layer->inputs * VL;
+    const product *of = work->of;
+    const ptrdiff_t panel_stride = (ptrdiff_t)of->inputs * VL;
     tile acc;
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int p = 0; p < P; p++)
             acc[r][p][0] = SPLAT(0.0f);
-    accumulate(acc, layer->w + work->panel * panel_stride, panel_stride, work->x, layer->inputs, R, P, 1);
+    accumulate(acc, of->w + work->panel * panel_stride, panel_stride, work->x, of->inputs, R, P, 1, 0);
     UNROLL for (int p = 0; p < P; p++) {
         const ptrdiff_t unit = (work->panel + p) * VL;
-        const ptrdiff_t left = layer->units - unit;
         UNROLL for (int r = 0; r < R; r++) {
-            vf y = activate(layer->activation, acc[r][p][0] + load(layer->b + unit));
-            if (left >= VL)
-                store(work->out[r] + unit, y);
-            else
-                memcpy(work->out[r] + unit, &y, left * sizeof(float));
+            vf y = function_of(of->function, acc[r][p][0] + load(of->b + unit));
+            store_lanes(work->out[r] + unit, held(y, of->bound), of->units - unit);
         }
     }
 }
 
-#define DENSE(R) \
+#define DENSE_TILES(R) \
     static __attribute__((noinline)) void dense_tile_##R##_1(const dense_work *w) { dense_tile(w, R, 1); } \
     static __attribute__((noinline)) void dense_tile_##R##_4(const dense_work *w) { dense_tile(w, R, 4); }
 #define CONCAT_(a, b, c) a##b##c
 #define CONCAT(a, b, c) CONCAT_(a, b, c)
-#define DENSE_(R) DENSE(R)
-DENSE(1) DENSE_(ROWS)
+#define DENSE_TILES_(R) DENSE_TILES(R)
+DENSE_TILES(1) DENSE_TILES_(ROWS)
 
-static void dense(const fused_layer *layer, ptrdiff_t n, const float *x, float *out) {
-    const ptrdiff_t panels = PANELS(layer->units);
-    dense_work work = {.layer = layer};
+static void multiply(const product *of, ptrdiff_t n) {
+    const ptrdiff_t panels = PANELS(of->units);
+    dense_work work = {.of = of};
     for (ptrdiff_t panel = 0; panel < panels;) {
         const int four = panels - panel >= 4;
         work.panel = panel;
         for (ptrdiff_t i = 0; i < n;) {
             const int R = n - i >= ROWS ? ROWS : 1;
             for (int r = 0; r < R; r++, i++) {
-                work.x[r] = x + i * layer->inputs;
-                work.out[r] = out + i * layer->units;
+                work.x[r] = of->x + i * of->x_stride;
+                work.out[r] = of->out + i * of->out_stride;
             }
             if (R == 1)
                 (four ? dense_tile_1_4 : dense_tile_1_1)(&work);
@@ -329,16 +261,141 @@ static void dense(const fused_layer *layer, ptrdiff_t n, const float *x, float *
     }
 }
 
-static void apply(int function, ptrdiff_t n, const float *x, float *y) {
-    float in[VL], out[VL];
-    for (ptrdiff_t i = 0; i < n; i += VL) {
-        const ptrdiff_t left = n - i < VL ? n - i : VL;
-        memset(in, 0, sizeof in);
-        memcpy(in, x + i, left * sizeof(float));
-        exp_parts e = exp_scaled(clamp(load(in)), 1.0f);
-        store(out, function == 0 ? MULADD(e.s, e.p, e.s) : function == 1 ? tanh_of(load(in)) : sigmoid_of(load(in)));
-        memcpy(y + i, out, left * sizeof(float));
+static void activation(int function, ptrdiff_t n, ptrdiff_t units, const float *x, float *out) {
+    if (function == SOFTMAX) {
+        for (ptrdiff_t i = 0; i < n; i++)
+            softmax(units, x + i * units, out + i * units);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n * units; i += VL)
+        store_lanes(out + i, function_of(function, load_lanes(x + i, n * units - i)), n * units - i);
+}
+
+static void dense(const Layer *layer, ptrdiff_t n, const float *x, float *out) {
+    product of = {layer->w, layer->b, layer->inputs, layer->units, layer->function, INFINITY,
+                  x, layer->inputs, out, layer->units};
+    multiply(&of, n);
+    if (layer->function == SOFTMAX)
+        activation(SOFTMAX, n, layer->units, out, out);
+}
+
+/* ---- recurrent layers ------------------------------------------------------------- */
+
+/* Where stream i's vectors stand at one step. */
+typedef struct {
+    const float *x; ptrdiff_t x_stride;  /* NULL: start from z */
+    float *z; ptrdiff_t z_stride;        /* NULL: not wanted; so too m */
+    const float *h; ptrdiff_t h_stride;  /* NULL: in the rows */
+    float *m; ptrdiff_t m_stride;
+    float *out; ptrdiff_t out_stride;
+} places;
+
+ALWAYS void place(cell_work *work, int r, ptrdiff_t i, char **rows, const places *at) {
+    work->x[r] = at->x ? at->x + i * at->x_stride : 0;
+    if (at->z)
+        work->z[r] = at->z + i * at->z_stride;
+    if (rows) {
+        float *row = (float *)rows[i];
+        work->h[r] = at->h ? at->h + i * at->h_stride : row + work->layer->h;
+        if (at->m)
+            work->m[r] = at->m + i * at->m_stride;
+        work->c[r] = row + work->layer->c;
+        work->out[r] = at->out + i * at->out_stride;
+    } else
+        work->h[r] = 0;
+}
+
+/* One step (or, without rows, its input half) of n streams: panels outside, so that a panel's
+ * weights stay in the first cache while the streams pass. One stream takes two panels at a
+ * time, to have enough sums under way at once. */
+static void pass(const Layer *layer, int cell, ptrdiff_t n, char **rows, const places *at) {
+    const ptrdiff_t panels = PANELS(layer->units);
+    const ptrdiff_t count = (n + ROWS - 1) / ROWS;
+    const int wide = cell == CELL_GRU_CANDIDATE;
+    cell_work work;
+    work.layer = layer;
+    work.panel = 0;
+    if (n == 1) {
+        place(&work, 0, 0, rows, at);
+        for (; wide && work.panel + WIDE <= panels; work.panel += WIDE)
+            wide_tiles[1](&work);
+        for (; work.panel + 2 <= panels; work.panel += 2)
+            tiles[cell][0](&work);
+        if (work.panel < panels)
+            tiles[cell][1](&work);
+        return;
+    }
+    while (work.panel < panels) {
+        const int many = wide && work.panel + WIDE <= panels;
+        for (ptrdiff_t t = 0, i = 0; t < count; t++) {
+            const int R = (int)((n - i + count - t - 1) / (count - t)); /* even tiles */
+            for (int r = 0; r < R; r++, i++)
+                place(&work, r, i, rows, at);
+            (many ? wide_tiles[R] : tiles[cell][R])(&work);
+        }
+        work.panel += many ? WIDE : 1;
     }
 }
 
-static const fused_kernel KERNEL = {ARITHMETIC, VL, lstm, dense, apply};
+static int cell_of(const Layer *layer) {
+    if (layer->kind == GRU)
+        return layer->reset_after ? CELL_GRU_AFTER : CELL_GRU_BEFORE;
+    if (layer->norm)
+        return layer->coupled ? CELL_COUPLED_SUMS : CELL_SUMS;
+    return layer->plain ? CELL_PLAIN : layer->coupled ? CELL_COUPLED : CELL_OPTIONS;
+}
+
+/* One step of n streams, from sums to h; m [n, units] is scratch. */
+static void step(const Layer *layer, int cell, ptrdiff_t n, char **rows, places at, float *m) {
+    const ptrdiff_t H = layer->units;
+    product of = {layer->w_p, layer->b_p, layer->units, layer->outputs, LINEAR,
+                  (float)layer->clip_projection, m, H, at.out, at.out_stride};
+    const int projected = layer->kind == LSTM && layer->w_p;
+    if (projected)
+        at.out = m, at.out_stride = H;
+    if (cell == CELL_GRU_BEFORE)
+        at.m = m, at.m_stride = H;
+    pass(layer, cell, n, rows, &at);
+    if (cell == CELL_GRU_BEFORE)
+        pass(layer, CELL_GRU_CANDIDATE, n, rows, &at);
+    if (layer->norm)
+        for (ptrdiff_t i = 0; i < n; i++)
+            lstm_normed(layer, at.z + i * at.z_stride, (float *)rows[i] + layer->c, at.out + i * at.out_stride);
+    if (projected)
+        multiply(&of, n);
+}
+
+/* The input half ahead of time pays for fewer streams than a tile takes, and from some units
+ * on: below, the next step's x half fills the wait for the functions. */
+#define AHEAD_STREAMS_MAX 3
+#define AHEAD_UNITS_MIN 33
+
+static void recurrent(const Layer *layer, ptrdiff_t n, ptrdiff_t steps, char **rows,
+                      const float *x, float *z, float *m, float *out) {
+    const ptrdiff_t I = layer->inputs, O = layer->outputs, Z = PANELS(layer->units) * 4 * VL;
+    const int cell = cell_of(layer);
+    const int ahead = steps > 1 && n <= AHEAD_STREAMS_MAX && layer->units >= AHEAD_UNITS_MIN;
+    if (ahead) { /* the input half of all steps, ROWS steps a tile */
+        places at = {.x = x, .x_stride = I, .z = z, .z_stride = Z};
+        pass(layer, cell, n * steps, 0, &at);
+    }
+    const int kept = ahead || layer->norm || cell == CELL_GRU_BEFORE;
+    places at = {.z_stride = steps * Z, .out_stride = steps * O};
+    for (ptrdiff_t t = 0; t < steps; t++) {
+        at.z = kept ? z + t * Z : 0;
+        at.out = out + t * O;
+        if (!ahead)
+            at.x = x + t * I, at.x_stride = steps * I;
+        step(layer, cell, n, rows, at, m);
+        at.h = at.out, at.h_stride = steps * O;
+    }
+    for (ptrdiff_t i = 0; i < n; i++)
+        memcpy((float *)rows[i] + layer->h, out + ((i + 1) * steps - 1) * O, O * sizeof(float));
+}
+
+static void exponential(ptrdiff_t n, const float *x, float *y) {
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        store_lanes(y + i, exp_of(load_lanes(x + i, n - i)), n - i);
+}
+
+static const fused_kernel KERNEL = {ARITHMETIC, VL, recurrent, dense, activation, exponential};

@@ -1,5 +1,6 @@
 /* The fused kernel in plain vector extensions: any CPU, products rounded before they
  * are added (-ffp-contract=off), and so an arithmetic class of its own. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
