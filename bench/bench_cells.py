@@ -62,6 +62,20 @@ def contestant(engine: sl.Engine, batch: int) -> Contestant:
     return Contestant(loop)
 
 
+def measure(inputs: int, units: int, batch: int, plan: Plan) -> dict[str, dict[str, float]]:
+    """us a step of the batch, GFLOP/s and their share of the plain cell's, of each cell."""
+    engines = {name: sl.Engine(sl.Model([cell])) for name, cell in cells(inputs, units).items()}
+    contestants = {name: contestant(engine, batch) for name, engine in engines.items()}
+    interleave(contestants.values(), plan)
+    results = {}
+    for name, engine in engines.items():
+        us = contestants[name].best_us
+        results[name] = {"us": us, "gflops": 2e-3 * engine.network.macs * batch / us}
+    for result in results.values():
+        result["share"] = result["gflops"] / results["plain"]["gflops"]
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--inputs", type=int, default=32)
@@ -69,23 +83,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
-    engines = {
-        name: sl.Engine(sl.Model([cell])) for name, cell in cells(args.inputs, args.units).items()
-    }
-    contestants = {name: contestant(engine, args.batch) for name, engine in engines.items()}
-    interleave(contestants.values(), Plan())
-    us = {name: c.best_us for name, c in contestants.items()}
-    rates = {
-        name: 2e-3 * engine.network.macs * args.batch / us[name] for name, engine in engines.items()
-    }
+    results = measure(args.inputs, args.units, args.batch, Plan())
     print(machine.sentence(machine.facts()))
     print(f"{'cell':24} {'us a step':>10} {'GFLOP/s':>8} {'of plain':>9}")
-    for name, rate in rates.items():
-        share = rate / rates["plain"]
-        print(f"{name:24} {us[name]:10.2f} {rate:8.1f} {share:9.2f}")
+    for name, r in results.items():
+        print(f"{name:24} {r['us']:10.2f} {r['gflops']:8.1f} {r['share']:9.2f}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine.facts(), "gflops": rates}, file, indent=2)
+            json.dump({"machine": machine.facts(), "cells": results}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import bench_cells
 import machine
+from peers.timing import QUICK
 
 REPO = Path(__file__).parent.parent
 
@@ -23,6 +25,13 @@ def test_bench_runs(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_the_bench_of_cells_runs():
+    results = bench_cells.measure(3, 8, 2, QUICK)
+    assert {"plain", "GRU, reset before", "layer norm"} <= results.keys()
+    assert all(r["us"] > 0 and r["gflops"] > 0 for r in results.values())
+    assert results["plain"]["share"] == 1
 
 
 def test_machine_facts():

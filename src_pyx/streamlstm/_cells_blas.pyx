@@ -248,14 +248,14 @@ cdef void activate(
     int function, Py_ssize_t n, Py_ssize_t units, const floating* x, floating* out,
 ) noexcept nogil:
     """x [n, units] -> out [n, units], which may be the same."""
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t _i, j
     cdef floating largest
     cdef double total
     if function != SOFTMAX:
         for j in range(n * units):
             out[j] = function_of(function, x[j])
         return
-    for i in range(n):
+    for _i in range(n):
         largest = x[0]
         for j in range(units):
             largest = max(largest, x[j])

@@ -131,8 +131,9 @@ cdef class Network:
         cdef Plan* plan = &self.plan
         to.h, to.c = self.state_size, self.state_size + to.outputs
         for name, size in zip(("h0", "c0"), layer.state_sizes):
-            start = getattr(layer, name)
-            self.initial_state += (np.zeros(size) if start is None else start).astype(dtype).tobytes()
+            given = getattr(layer, name)
+            start = np.zeros(size) if given is None else given
+            self.initial_state += start.astype(dtype).tobytes()
             self.state_size += size
         # Whole panels: the fused kernels' scratch is as wide as their packed gates.
         padded = (to.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
