@@ -56,6 +56,7 @@ from streamlstm.events import as_events
 from streamlstm.layers import (
     GRU,
     LSTM,
+    SATURATION,
     UNBOUNDED,
     Activation,
     Dense,
@@ -64,7 +65,6 @@ from streamlstm.layers import (
     Sizes,
 )
 from streamlstm.model import Model
-from streamlstm.reference import SATURATION
 
 Array = NDArray[Any]
 
@@ -376,10 +376,15 @@ class State:
             if not isinstance(fingerprint, str) or not isinstance(arithmetic, str):
                 raise ValueError("fingerprint and arithmetic class must be text")
             array = np.frombuffer(numbers, dtype).astype(np.dtype(dtype).newbyteorder("="))
-            sizes = tuple(tuple(int(n) for n in layer) for layer in sizes)
+            sizes = tuple(map(tuple, sizes))
+            whole = (seq, *(n for layer in sizes for n in layer))
+            if not all(type(n) is int and 0 <= n < 2**63 for n in whole):
+                raise ValueError(f"seq {seq!r} and sizes {sizes} must be whole numbers")
+            if not all(len(layer) in (1, 2) for layer in sizes):
+                raise ValueError(f"sizes {sizes}; expected those of h and c, or of h, a layer")
             if sum(map(sum, sizes)) != array.size or min(map(min, sizes), default=0) < 1:
                 raise ValueError(f"{array.size} numbers for layers of {sizes}")
-            return cls(fingerprint, int(seq), sizes, array, arithmetic)
+            return cls(fingerprint, seq, sizes, array, arithmetic)
         except Exception as e:  # whatever hostile bytes make msgpack or NumPy raise
             raise StateMismatchError(
                 f"these bytes are not a saved state ({e}); give what State.to_bytes wrote"
@@ -401,8 +406,6 @@ def _largest_event(model: Model) -> Array:
     is the largest magnitude a sum can reach, gain * (scaled event) + offset; what a layer's
     functions bound has gain 0.
     """
-    if model.vocabulary:
-        return np.array([model.vocabulary - 1], model.dtype)
     largest = float(np.finfo(model.dtype).max)
     top, scaled = largest / 4, np.inf
     gain, offset = 1.0, 0.0
@@ -417,6 +420,11 @@ def _largest_event(model: Model) -> Array:
         if bound is not None:
             gain, offset = 0.0, bound
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
+    for f in model.outputs:
+        if offset * f.std + abs(f.mean) >= largest:
+            raise ModelError(f"output {f.name!r}: its mean and std can overflow {model.dtype}")
+    if model.vocabulary:
+        return np.array([model.vocabulary - 1], model.dtype)
     with np.errstate(over="ignore"):
         events: Array = np.minimum(scaled * std - np.abs(mean), largest)
     if not (events > np.abs(mean)).all():
@@ -456,7 +464,6 @@ def _bound(layer: Layer) -> float | None:
         case LSTM():
             functions = {layer.gate_function, layer.output_function}
             return 1.0 if layer.w_p is None and functions.isdisjoint(UNBOUNDED) else SATURATION
-        case GRU():
-            functions = {layer.gate_function, layer.candidate_function}
-            return 1.0 if functions.isdisjoint(UNBOUNDED) else SATURATION
+        case GRU():  # goes on from any h that was restored
+            return SATURATION
     return None

@@ -39,6 +39,8 @@ def run_import(args: argparse.Namespace) -> int:
     )
     _say("format", source.format if args.select is None else f"{source.format}, {args.select}")
     _show(model)
+    for assumption in source.assumed:
+        _say("assumed", assumption)
     proof = _proven(model, source, args)
     model.save(args.out, proof=proof)
     _say("written", args.out)
@@ -58,11 +60,10 @@ def _proven(model: Model, source: Source, args: argparse.Namespace) -> Proof | N
     except UnsupportedModelError as e:
         _say("proof", f"not compared: {e}")
         return None
-    quantizing = "quantizing" in proof.framework
     largest_answer = float(np.max(np.abs(proof.y)))
     allowed = (
         QUANTIZED_DIFFERENCE * largest_answer
-        if quantizing
+        if source.quantizes
         else DIFFERENCE * max(1.0, largest_answer)
     )
     if not (np.isfinite(proof.largest) and proof.largest <= allowed):
@@ -72,7 +73,7 @@ def _proven(model: Model, source: Source, args: argparse.Namespace) -> Proof | N
             "give real events with --data, or fewer --steps"
         )
     _say("proof", _told(proof))
-    return None if quantizing else proof  # load would find it off
+    return None if source.quantizes else proof  # load would find it off
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -178,4 +179,5 @@ def _options(layer: Layer) -> Iterable[str]:
     if learned := [name for name in ("h0", "c0") if name in layer.tensors()]:
         yield f"learned {' and '.join(learned)}"
     for name, value in options.items():
-        yield f"{name.replace('_', ' ')} {value}"
+        told = f"{value:g}" if isinstance(value, float) else value
+        yield f"{name.replace('_', ' ')} {told}"

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from streamlstm.model_file import Proof
 
 
+# From here on not every whole number is one of the dtype's.
+EXACT = {"float32": 2**24, "float64": 2**53}
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input or output: its name, unit and scaling.
@@ -57,6 +61,9 @@ class Model:
         if not isinstance(name, str) or not name:
             raise ModelError(f"a model's name is a non-empty string; got {name!r}")
         self.name = name
+        for k, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise ModelError(f"layer {k} is a {type(layer).__name__}; see streamlstm.layers")
         self.dtype = _common_dtype(layers, dtype)
         self.layers = tuple(checked(k, layer, self.dtype) for k, layer in enumerate(layers))
         if not self.recurrent:
@@ -72,6 +79,11 @@ class Model:
         largest = float(np.finfo(self.dtype).max)
         self.inputs = _features("input", "x", inputs, self.layers[0].input_size, largest)
         self.outputs = _features("output", "y", outputs, self.layers[-1].output_size, largest)
+        if self.vocabulary > EXACT[self.dtype.name]:
+            raise ModelError(
+                f"{self.dtype} can't tell {self.vocabulary:,} whole numbers apart; pass "
+                "dtype='float64'"
+            )
         if self.vocabulary and (self.inputs[0].mean, self.inputs[0].std) != (0, 1):
             raise ModelError("an embedding takes whole numbers; its input can't be scaled")
 
@@ -116,7 +128,7 @@ class Model:
         return {
             "dtype": self.dtype.name,
             "layers": [
-                {"kind": layer.kind, "inputs": layer.input_size, "units": layer.output_size}
+                {"kind": layer.kind, "inputs": layer.input_size, "units": layer.units}
                 | layer.options()
                 for layer in self.layers
             ],

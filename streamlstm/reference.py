@@ -16,9 +16,9 @@ GRU (Cho et al. 2014), with the reset after the product or before it:
     r, z = sigmoid(W x + U h + b)       h' = (1 - z) n + z h
     n = tanh(W x + b + r (U h + b_n))   or   n = tanh(W x + U (r h) + b)
 
-A function without bounds (linear, relu) can make a cell grow for ever: what comes out of it
-and c and h behind it saturate at +-SATURATION. A layer's input is the h' (or the output) of the
-layer below in the same step.
+A function without bounds (linear, relu) can make a cell grow for ever: what comes out of it and
+c, h and r h behind it saturate at +-SATURATION. So do the sums that a layer norm takes. A layer's
+input is the h' (or the output) of the layer below in the same step.
 """
 
 from __future__ import annotations
@@ -29,15 +29,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Function, Layer, Recurrent
+from streamlstm.layers import (
+    GRU,
+    LSTM,
+    SATURATION,
+    Activation,
+    Dense,
+    Embedding,
+    Function,
+    Layer,
+    Recurrent,
+)
 from streamlstm.model import Model
 
 Vector = NDArray[np.float64]
 State = tuple[Vector, ...]  # (h, c), of a GRU (h,)
 States = list[State]  # of each recurrent layer, in order
 
-# What no trained cell reaches, and what float32 can multiply twice and add up.
-SATURATION = 1e15
 # TFLite, kernels/internal/tensor_utils: MeanStddevNormalization's constant.
 NORM_EPSILON = 1e-8
 
@@ -82,6 +90,7 @@ def lstm_step(layer: LSTM, x: Vector, h: Vector, c: Vector) -> State:
         if layer.peep is not None and name != "g":
             z = z + layer.peep[peep[name]] * seen
         if layer.norm is not None:
+            z = held(z, None)
             z = (z - z.mean()) / np.sqrt(z.var() + NORM_EPSILON) * layer.norm[blocks[name]]
         z = z + layer.b[blocks[name]]
         if layer.clip_gates is not None:
@@ -115,7 +124,7 @@ def gru_step(layer: GRU, x: Vector, h: Vector) -> State:
     u_r, u_z, u_n = np.split(layer.w_h.astype(float), 3)
     r = function(layer.gate_function, x_r + u_r @ h)
     z = function(layer.gate_function, x_z + u_z @ h)
-    hidden = r * (u_n @ h + _or_zero(layer.b_n)) if layer.reset_after else u_n @ (r * h)
+    hidden = r * (u_n @ h + _or_zero(layer.b_n)) if layer.reset_after else u_n @ held(r * h, None)
     n = function(layer.candidate_function, x_n + hidden)
     return (held((1 - z) * n + z * h, None),)
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 import streamlstm as sl
 from streamlstm import reference
 from streamlstm.errors import UnsupportedModelError
-from streamlstm.importers.source import Found
+from streamlstm.importers.source import Found, Source
 from streamlstm.layers import Layer
 
 Array = NDArray[Any]
 
 
 @dataclass
-class FakeSource:
+class FakeSource(Source):
     """`model`, unscaled, as its framework would have it. `seen`: the events it was asked for.
 
     off: added to its answers. refusal: why its network can't be imported.
@@ -30,6 +30,8 @@ class FakeSource:
     framework: str = "oracle 1.0"
     off: float = 0.0
     refusal: str = ""
+    assumed: Sequence[str] = ()
+    quantizes: bool = False
     seen: list[Array] = field(default_factory=list)
 
     def recurrent(self) -> Sequence[Found]:

@@ -51,7 +51,7 @@ def lstm_with(rng: np.random.Generator, inputs: int, units: int, **chosen: Any) 
 
     coupled = str(drawn("coupled", lambda: rng.choice(["i", "f"])).get("coupled", ""))
     gates = 3 if coupled else 4
-    options = drawn("w_p", lambda: weights(int(rng.integers(1, units + 1)), units))
+    options = drawn("w_p", lambda: weights(int(rng.integers(1, 2 * units + 1)), units))
     outputs = len(options["w_p"]) if options else units
     if options:
         options |= drawn("b_p", lambda: weights(outputs)) | drawn("clip_projection", lambda: 0.1)

@@ -221,6 +221,25 @@ BAD = {
         {"reset_after": False},
         "b_n has no place where reset_after is False; add it to b",
     ),
+    "a fraction for a switch": (
+        gru(rng(), 3, H),
+        {"reset_after": 0.5},
+        "reset_after is 0.5; expected a bool",
+    ),
+    "text for a clip": (with_only(), {"clip_cell": "1"}, "clip_cell is '1'; expected a float"),
+    "NaN for a clip": (with_only(), {"clip_gates": np.nan}, "clip_gates is nan; expected a number"),
+    "vast clip": (with_only(), {"clip_gates": 10**400}, "clip_gates is too large"),
+    "missing bias": (with_only(), {"b": None}, "b holds object; expected real numbers"),
+    "complex": (
+        with_only(),
+        {"b": np.zeros(4 * H, complex)},
+        "float32 or all float64, not complex128",
+    ),
+    "a start that no cell reaches": (
+        with_only(),
+        {"c0": np.full(H, 1e16)},
+        "c0 goes beyond 1e+15, which no cell reaches",
+    ),
     "gru": (gru(rng(), 3, H), {"b": np.zeros(H)}, f"b has shape ({H},), expected ({3 * H},)"),
 }
 
@@ -238,6 +257,58 @@ def test_embeddings_come_first_and_unscaled():
         sl.Model([sl.Activation("relu", 1), table, with_only()])
     with pytest.raises(errors.ModelError, match="can't be scaled"):
         sl.Model([table, with_only()], inputs=[sl.Feature("id", std=2.0)])
+
+
+def test_options_of_other_types_are_the_same_option():
+    plain = with_only(clip_cell=1.0)
+    same = [with_only(clip_cell=one) for one in (1, np.float32(1), np.int64(1))]
+    assert {sl.Model([cell]).fingerprint for cell in same} == {sl.Model([plain]).fingerprint}
+    gates = [sl.GRU(**vars(gru(rng(), 3, H)) | {"reset_after": r}) for r in (True, np.True_)]
+    assert len({sl.Model([cell]).fingerprint for cell in gates}) == 1
+    with pytest.raises(errors.ModelError, match="layer 1 is a str"):
+        sl.Model([plain, "dense"])
+
+
+def test_more_ids_than_float32_can_tell_apart():
+    table = np.zeros((2**24 + 1, 1), np.float32)
+    cell = sl.GRU(*(np.ones(s, np.float32) for s in ((3, 1), (3, 1), 3)))
+    with pytest.raises(errors.ModelError, match=r"float32 can't tell 16,777,217 whole numbers"):
+        sl.Model([sl.Embedding(table), cell])
+
+
+OVERFLOWS = {
+    "embedding": [
+        sl.Embedding(np.full((2, 3), 1e38)),
+        sl.Dense(np.full((3, 3), 5.0), np.zeros(3)),
+        with_only(),
+    ],
+    "gru restored": [
+        gru(rng(), 3, 2),
+        sl.Dense(np.full((2, 2), 1e30), np.zeros(2)),
+        lstm(rng(), 2, 2),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_weights_that_can_overflow_are_refused(case):
+    with pytest.raises(errors.ModelError, match="can overflow float32"):
+        sl.Engine(sl.Model(OVERFLOWS[case], dtype="float32"))
+
+
+def test_outputs_that_can_overflow_are_refused():
+    vast = [sl.Feature(f"y{k}", std=1e30) for k in range(H)]
+    with pytest.raises(errors.ModelError, match="output 'y0': its mean and std can overflow"):
+        sl.Engine(sl.Model([gru(rng(), 3, H)], outputs=vast, dtype="float32"))
+
+
+def test_layer_norm_of_the_largest_event(dtype):
+    """Sums far beyond a norm's reach saturate before it; none overflows into NaN."""
+    cell = sl.LSTM(np.ones((4 * H, 1)), np.zeros((4 * H, H)), np.zeros(4 * H), norm=np.ones(4 * H))
+    with sl.Engine(sl.Model([cell], dtype=dtype)) as engine:
+        session = engine.open("a")
+        for share in (0.5, 0.0, -0.99):
+            assert np.isfinite(session.step(engine.largest_event * share)).all()
 
 
 def test_macs_count_every_product():

@@ -114,12 +114,14 @@ def test_a_framework_that_can_not_run_the_network(run, source):
 def test_a_framework_that_rounds_to_8_bits(run, source, off, code):
     """Its answers are compared, with a bound of their own, and not kept."""
     source.framework, source.off = "oracle 1.0 (quantizing activations)", off
+    source.quantizes, source.assumed = True, ["linear after 'fc'"]
     got, out, err = run(*IMPORT)
     assert got == code
     if code:
         assert "pump.safetensors was not written: the largest difference to oracle" in err
         return
     assert "oracle 1.0 (quantizing activations): 500 steps, largest difference 2.0e-03\n" in out
+    assert "assumed      linear after 'fc'\n" in out
     assert model_file.read_proof("pump.safetensors") is None
     assert sl.load("pump.safetensors").fingerprint == MODEL.fingerprint
 
@@ -341,7 +343,7 @@ GRU = {"w_x": ones(12, 3), "w_h": ones(12, 4), "b": ones(12)}
         ),
         (
             sl.LSTM(**PLAIN, clip_cell=10.0, clip_gates=3, gate_function="hard_sigmoid"),
-            "lstm           3 -> 4     gate function hard_sigmoid, clip gates 3, clip cell 10.0",
+            "lstm           3 -> 4     gate function hard_sigmoid, clip gates 3, clip cell 10",
         ),
         (sl.GRU(**GRU), "gru            3 -> 4     reset after the product"),
         (

@@ -96,10 +96,12 @@ STORAGES = {"float32": "Float", "float64": "Double", "float16": "Half", "int64":
 class Writer:
     """A pickle as torch.save writes it, protocol 2, and the storages beside it."""
 
-    def __init__(self, legacy: bool = False, bfloat16: bool = False, before: int = 0):
-        """before: numbers in front of each tensor's in its storage, in old files."""
+    def __init__(self, legacy: bool = False, bfloat16: bool = False, before: int = 0, negated=""):
+        """before: numbers in front of each tensor's in its storage, in old files. negated: key of
+        a tensor with the neg bit."""
         self.storages: dict[str, np.ndarray] = {}
         self.legacy, self.bfloat16, self.before = legacy, bfloat16, before
+        self.negated = negated
 
     def pickle(self, value) -> bytes:
         return b"\x80\x02" + self.put(value) + b"."
@@ -133,9 +135,12 @@ class Writer:
         return f"c{module}\n{name}\n".encode()
 
     def items(self, value) -> bytes:
-        return b"".join(self.put(k) + self.put(a) for k, a in value.items())
+        return b"".join(
+            self.put(k) + (self.tensor(a, True) if k == self.negated else self.put(a))
+            for k, a in value.items()
+        )
 
-    def tensor(self, a) -> bytes:
+    def tensor(self, a, negated: bool = False) -> bytes:
         key = str(len(self.storages))
         self.storages[key] = np.append(normal(self.before).astype(a.dtype), a)
         kind = "BFloat16" if self.bfloat16 else STORAGES[a.dtype.name]
@@ -147,7 +152,8 @@ class Writer:
         rest = self.put(0) + self.put(a.shape) + self.put(strides[: a.ndim])
         hooks = self.name("collections.OrderedDict") + b")R"
         made = self.name("torch._utils._rebuild_tensor_v2")
-        return made + b"(" + pid + rest + b"\x89" + hooks + b"tR"
+        bits = self.put({"neg": True}) if negated else b""
+        return made + b"(" + pid + rest + b"\x89" + hooks + bits + b"tR"
 
     def raw(self, a) -> bytes:
         return upper_halves(a) if self.bfloat16 else np.ascontiguousarray(a).tobytes()

@@ -105,6 +105,7 @@ cdef void finish_gate(
             z[j] += p[peep * H + j] * seen[j]
     if norm:
         for j in range(H):
+            z[j] = held(z[j], SATURATION)
             mean += z[j]
         mean /= H
         for j in range(H):
@@ -198,7 +199,7 @@ cdef inline void gru_step(
             if layer.reset_after:
                 at[2 * H + j] += at[j] * (mine[2 * H + j] + b_n[j])
             else:
-                mine[j] = at[j] * old[j]
+                mine[j] = held(at[j] * old[j], SATURATION)
     if not layer.reset_after:
         product(n, H, H, m, 3 * H, w_h + 2 * H, 3 * H, <floating> 1, z + 2 * H, stride * 3 * H)
     for i in range(n):
@@ -207,7 +208,7 @@ cdef inline void gru_step(
             at[2 * H + j] = cell_function_of(
                 layer.candidate, held(at[2 * H + j], layer.clip_gates))
             out[i * stride * H + j] = held(
-                at[2 * H + j] + at[H + j] * (old[j] - at[2 * H + j]), SATURATION)
+                (1 - at[H + j]) * at[2 * H + j] + at[H + j] * old[j], SATURATION)
 
 
 # -- layers -------------------------------------------------------------------------------

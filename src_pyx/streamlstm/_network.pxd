@@ -10,7 +10,7 @@ ctypedef struct Plan:
     int itemsize                    # bytes of a number: 4 or 8
     Py_ssize_t inputs, outputs
     Py_ssize_t width, gates_width   # widest activation and gate vectors
-    Py_ssize_t more_width           # of projections and GRUs, which want more room
+    Py_ssize_t m_width              # of what projections and GRUs keep between two products
     Py_ssize_t block                # (stream, step) pairs in a block of work
     Py_ssize_t work_bytes           # of the scratch that forward() wants
     bint x_scaled, y_scaled         # whether there is anything to scale

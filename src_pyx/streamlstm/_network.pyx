@@ -82,7 +82,7 @@ cdef class Network:
         plan.x_mean, plan.x_scale = <double*> self.own(x_mean), <double*> self.own(1 / x_std)
         plan.y_mean, plan.y_scale = <double*> self.own(y_mean), <double*> self.own(y_std)
 
-        numbers = 3 * plan.width + plan.gates_width + plan.more_width
+        numbers = 3 * plan.width + plan.gates_width + plan.m_width
         plan.block = min(max(WORK_BYTES // (numbers * plan.itemsize), 1), BLOCK_MAX)
         plan.work_bytes = plan.block * numbers * plan.itemsize
 
@@ -93,7 +93,7 @@ cdef class Network:
         cdef Plan* plan = &self.plan
         to.kind = KINDS.index(layer.kind)
         to.inputs, to.outputs = layer.input_size, layer.output_size
-        to.units = layer.units if layer.state_sizes else layer.output_size
+        to.units = layer.units
         plan.width = max(plan.width, to.inputs, to.outputs)
         if to.kind == ACTIVATION:
             to.function = FUNCTIONS.index(layer.function)
@@ -139,15 +139,15 @@ cdef class Network:
         padded = (to.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
         plan.gates_width = max(plan.gates_width, 4 * padded)
         if to.kind == GRU:
-            plan.more_width = max(plan.more_width, 3 * to.units)
+            plan.m_width = max(plan.m_width, 3 * to.units)
         elif layer.w_p is not None:
-            plan.more_width = max(plan.more_width, to.units)
+            plan.m_width = max(plan.m_width, to.units)
         return 0
 
     cdef int add_lstm(self, Layer* to, layer) except -1:
         gates = len(layer.gates)
         self.macs += layer.w_x.size + layer.w_h.size
-        if self.plan.kernel:
+        if self.plan.kernel != NULL:
             to.w = self.matrix(np.concatenate([layer.w_x, layer.w_h], axis=1), gates)
         else:
             to.w, to.w_h = self.matrix(layer.w_x, gates), self.matrix(layer.w_h, gates)

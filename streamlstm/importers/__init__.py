@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streamlstm.errors import UnsupportedModelError
-from streamlstm.importers.fold import folded
+from streamlstm.importers.fold import folded, leading
 from streamlstm.importers.source import Source, selected
 from streamlstm.layers import Function
 from streamlstm.model import Feature, Model
@@ -27,6 +27,9 @@ __all__ = ["from_torch", "import_model", "open_source"]
 _READERS = {
     ".pt": "pytorch",
     ".pth": "pytorch",
+    ".pth.tar": "pytorch",
+    ".ckpt": "pytorch",
+    ".bin": "pytorch",
     ".safetensors": "pytorch",
     ".keras": "keras",
     ".h5": "keras",
@@ -51,14 +54,14 @@ def open_source(
     Raises OSError, UnsupportedModelError.
     """
     path = Path(path)
-    module = _READERS.get(path.suffix.lower())
-    if module is None:
+    endings = [ending for ending in _READERS if path.name.lower().endswith(ending)]
+    if not endings:
         raise UnsupportedModelError(
             f"{path} has an unknown ending; files ending in {', '.join(_READERS)} can be imported"
         )
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    reader = importlib.import_module(f"streamlstm.importers.{module}")
+    reader = importlib.import_module(f"streamlstm.importers.{_READERS[endings[0]]}")
     source: Source = reader.read(path, activations=activations, layers=layers)
     return source
 
@@ -86,7 +89,20 @@ def import_model(
 def model_of(source: Source, select: str | None = None, **description: Any) -> Model:
     """The Model of a source's whole network, or of one recurrent layer; see import_model."""
     found = source.network() if select is None else [selected(source, select)]
-    return Model(folded(found), **description)
+    first, rest = leading(found)
+    model = Model(folded(rest), **description)
+    if first is None:
+        return model
+    if first.input_size != model.input_size or model.vocabulary:
+        raise UnsupportedModelError(
+            f"the events are scaled as {first.input_size} numbers where the first layer takes "
+            f"{model.input_size}{' whole ones' if model.vocabulary else ''}; the file is damaged"
+        )
+    inputs = [
+        Feature(f.name, f.unit, f.mean - f.std * shift / scale, f.std / scale)
+        for f, scale, shift in zip(model.inputs, first.scale, first.shift, strict=True)
+    ]
+    return Model(model.layers, inputs=inputs, outputs=model.outputs, name=model.name)
 
 
 def from_torch(

@@ -1,13 +1,16 @@
 """Batch normalisation and activations put into the layers beside them.
 
 A batch norm that is only run is y = scale x + shift (Ioffe & Szegedy 2015, algorithm 2), which
-a linear dense layer before it or a layer with weights after it takes in without a trace.
+a linear dense layer before it or a layer with weights after it takes in without a trace. Only at
+the start of a network it would leave one: events may be far from zero, and what the shift took away
+would then be the difference of two large sums. There it becomes the inputs' mean and std.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +32,8 @@ class Scale:
 
     def __post_init__(self) -> None:
         _check_vectors(scale=self.scale, shift=self.shift)
+        for name in ("scale", "shift"):  # a shift in float32 has lost digits of what it takes away
+            object.__setattr__(self, name, np.asarray(getattr(self, name), float))
 
     @classmethod
     def batch_norm(
@@ -59,6 +64,20 @@ def _check_vectors(**vectors: Any) -> None:
             f"a batch normalisation's tensors don't fit each other ({told}): "
             "each has one number for each feature"
         )
+
+
+def leading(layers: Sequence[Layer | Scale]) -> tuple[Scale | None, Sequence[Layer | Scale]]:
+    """What is done to the events first, where inputs' mean and std can say it, and the rest."""
+    scales: list[Scale] = []
+    for layer in layers:
+        if not isinstance(layer, Scale):
+            break
+        scales.append(layer)
+    if not scales:
+        return None, layers
+    first = reduce(_chained, scales)
+    sayable = np.isfinite(first.shift) & np.isfinite(first.scale) & (first.scale > 0)
+    return (first, layers[len(scales) :]) if sayable.all() else (None, layers)
 
 
 def folded(layers: Sequence[Layer | Scale]) -> list[Layer]:

@@ -35,3 +35,14 @@ def canonical(a: NDArray[Any], source: str, kind: str, wanted: str = "") -> NDAr
     order = ORDERS[source][kind]
     blocks = dict(zip(order, np.split(a, len(order)), strict=True))
     return np.concatenate([blocks[gate] for gate in wanted or CANONICAL[kind]])
+
+
+def gru_biases(b_x: NDArray[Any], b_h: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """b [3H] and b_n [H] of a GRU that resets after the product, of its two biases [3H] r, z, n.
+
+    For r and z they are only added; n's hidden one is inside the reset's product.
+    """
+    outside = len(b_x) // 3 * 2
+    with np.errstate(over="ignore", invalid="ignore"):  # Model refuses what is not finite
+        added = b_x[:outside] + b_h[:outside]
+    return np.concatenate([added, b_x[outside:]]), b_h[outside:]

@@ -26,7 +26,7 @@ from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import json_file
 from streamlstm.importers.fold import Scale
 from streamlstm.importers.gate_orders import canonical
-from streamlstm.importers.source import Found
+from streamlstm.importers.source import Found, Source
 from streamlstm.layers import LSTM, Dense, Function, Layer
 
 Array = NDArray[Any]
@@ -37,7 +37,7 @@ VERSION = re.compile(r"0\.[567](\.\d+)?")
 CONFIG = {"num_layers", "input_size", "hidden_size", "in_channels", "out_channels"}
 
 
-class NAM:
+class NAM(Source):
     """The LSTM network of a .nam file, a Source."""
 
     format = "NAM"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import json_file, pytorch
 from streamlstm.importers.fold import Scale
-from streamlstm.importers.gate_orders import canonical
+from streamlstm.importers.gate_orders import canonical, gru_biases
 from streamlstm.importers.source import Found, Source
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Function, Layer, Recurrent
 
@@ -57,7 +57,7 @@ SIMPLE_RNN = {
 }
 
 
-class RTNeural:
+class RTNeural(Source):
     """The network of an RTNeural file, a Source. A layer's path is "layer" and its place."""
 
     format = "RTNeural"
@@ -239,10 +239,9 @@ def _recurrent(where: str, entry: Mapping[str, Any]) -> Recurrent:
         return LSTM(w_x, w_h, b)
     w, u, b = _weights(where, entry, (None, 3 * h), (h, 3 * h), (2, 3 * h))
     b_x, b_h = (canonical(row, "keras", "gru") for row in b)
-    # Before r and z both biases are only added; n's second one is inside the reset's product.
-    added = b_x + np.concatenate([b_h[: 2 * h], np.zeros(h, b_h.dtype)])
+    b, b_n = gru_biases(b_x, b_h)
     w_x, w_h = (canonical(a.T, "keras", "gru") for a in (w, u))
-    return GRU(w_x, w_h, added, b_n=b_h[2 * h :])
+    return GRU(w_x, w_h, b, b_n=b_n)
 
 
 def _batch_norm(where: str, entry: Mapping[str, Any], width: int) -> Scale:

@@ -35,7 +35,7 @@ class Found:
 
 
 class Source(Protocol):
-    """A foreign network."""
+    """A foreign network. Readers derive from it, for what most leave as it is here."""
 
     @property
     def format(self) -> str:
@@ -44,6 +44,17 @@ class Source(Protocol):
     @property
     def framework(self) -> str:
         """What answers() runs, such as "onnxruntime 1.20"; "" where nothing can run it here."""
+
+    @property
+    def assumed(self) -> Sequence[str]:
+        """What the file does not tell and was taken to be, a clause each; neither does a proof
+        tell, where the framework runs what was read. Looked at after network() or select."""
+        return ()
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the framework rounds to 8 bits on its way, which we don't."""
+        return False
 
     def recurrent(self) -> Sequence[Found]:
         """Every recurrent layer in the file, also those that can't be imported."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from streamlstm.engine import Engine
 from streamlstm.errors import ModelError, ShapeError, UnsupportedModelError
 from streamlstm.events import as_events
 from streamlstm.importers import open_source
+from streamlstm.importers.fold import Scale, leading
 from streamlstm.importers.source import Source
+from streamlstm.layers import Layer
 from streamlstm.model import Model
 from streamlstm.model_file import Proof, random_events
 
@@ -42,15 +45,15 @@ def verify(
     """Run `model` and the network that it came from over the same events, step by step.
 
     against: the file that the model was imported from, a live torch module, a Source (see
-    importers.open_source), or a function that takes events [steps, inputs], float32 as the
-    network sees them (scaled), and gives the network's outputs [steps, outputs] from its initial
+    importers.open_source), or a function that takes events [steps, inputs], float32 as the first
+    layer sees them (scaled), and gives the network's outputs [steps, outputs] from its initial
     state. select: as in import_model. x [steps, inputs]: events in the inputs' own units; by
     default `steps` random ones of `seed`.
     A large difference raises nothing: Proof.largest tells it, not a number if an answer is none.
     Raises UnsupportedModelError when the framework is not installed or can't run this network;
     ModelError when it fails, or its outputs are no [steps, outputs]; InputError for x; OSError.
     """
-    framework, answers = _answering(against, select)
+    framework, answers, (mean, std) = _answering(against, select)
     if x is None:
         if steps < 1:
             raise ShapeError(f"steps is {steps}; give 1 or more")
@@ -59,11 +62,16 @@ def verify(
         events = as_events(x, [f.name for f in model.inputs], 2, model.dtype)
         if not len(events):
             raise ShapeError("x holds no events; give 1 or more")
+    if np.size(std) not in (1, model.input_size):
+        raise ModelError(
+            f"{framework} scales {np.size(std)} inputs first where the model has "
+            f"{model.input_size}; compare it with the network that it came from"
+        )
     ours = _stepped(model, events)
     mean_x, std_x = np.array([(f.mean, f.std) for f in model.inputs]).T
     mean_y, std_y = np.array([(f.mean, f.std) for f in model.outputs]).T
     with np.errstate(all="ignore"):  # answers that are not finite are the finding
-        y = np.asarray(answers(((events - mean_x) / std_x).astype(np.float32)))
+        y = np.asarray(answers(((events - mean_x) / std_x * std + mean).astype(np.float32)))
         if y.shape != ours.shape or y.dtype.kind not in "fiu":
             raise ModelError(
                 f"{framework} gives outputs of shape {list(y.shape)} ({y.dtype}) where the model "
@@ -89,8 +97,11 @@ def _stepped(model: Model, events: Array) -> Array:
         return np.array([session.step(event) for event in events], np.float64)
 
 
-def _answering(against: Any, select: str | None) -> tuple[str, Callable[[Array], Any]]:
-    """Name of what answers, and its answers [steps, outputs] to x [steps, inputs]."""
+def _answering(
+    against: Any, select: str | None
+) -> tuple[str, Callable[[Array], Any], tuple[Any, Any]]:
+    """Name of what answers, its answers [steps, outputs] to x [steps, inputs], and the mean and
+    std that it takes away from x itself."""
     if isinstance(against, str | os.PathLike):
         against = open_source(against)
     elif hasattr(against, "state_dict") or isinstance(against, Mapping):
@@ -105,7 +116,7 @@ def _answering(against: Any, select: str | None) -> tuple[str, Callable[[Array],
             )
         if select is not None:
             raise UnsupportedModelError("a function has no layers to select; leave out select")
-        return getattr(against, "__name__", type(against).__name__), against
+        return getattr(against, "__name__", type(against).__name__), against, (0.0, 1.0)
     source: Source = against
     if not source.framework:
         raise UnsupportedModelError(no_framework(source))
@@ -119,4 +130,16 @@ def _answering(against: Any, select: str | None) -> tuple[str, Callable[[Array],
             first = (str(e) or type(e).__name__).splitlines()[0]
             raise ModelError(f"{source.framework} failed on the network: {first}") from e
 
-    return source.framework, answers
+    first, _ = leading(_layers(source) if select is None else ())
+    scaling = (0.0, 1.0) if first is None else (-first.shift / first.scale, 1 / first.scale)
+    return source.framework, answers, scaling
+
+
+def _layers(source: Source) -> Sequence[Layer | Scale]:
+    """A source's layers, the first ones known where the whole network can't be imported: a live
+    module can be asked all the same."""
+    try:
+        return source.network()
+    except UnsupportedModelError:
+        known = (part.layer for part in getattr(source, "parts", ()))
+        return list(takewhile(lambda layer: layer is not None, known))

@@ -353,7 +353,8 @@ class Sessions:
             good &= (X >= 0) & (np.floor(X) == X)
         if not good.all():
             index = int(np.argmin(good.all(axis=1)))
-            raise NonFiniteError(f"event {index} holds NaN, infinity or a number that is too large")
+            wrong = "no whole number" if self.model.vocabulary else "NaN, infinity"
+            raise NonFiniteError(f"event {index} holds {wrong} or a number that is too large")
 
     def run(self, slot: int, X: Array) -> bytes:
         """Apply events in order, X [n, inputs] with n at least 1; the answers' bytes.

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamlstm as sl
-from networks import dense, lstm
+from fake_source import FakeSource
+from networks import dense, lstm, stacked
 from streamlstm import reference
 from streamlstm.errors import ModelError, UnsupportedModelError
-from streamlstm.importers.fold import Scale, folded
+from streamlstm.importers import model_of
+from streamlstm.importers.fold import Scale, folded, leading
 from streamlstm.layers import FUNCTIONS, Layer
 
 SIZES = st.integers(1, 6)
@@ -170,3 +172,50 @@ def test_an_activation_of_another_size_is_left_to_the_model():
 def test_what_is_not_finite_is_refused(bad):
     with pytest.raises(ModelError, match="w_x is empty or not finite in float32"):
         sl.Model(folded([bad, replace(LSTM_4, w_x=LSTM_4.w_x.astype("float32"))]), dtype="float32")
+
+
+# --- at the start of a network ---
+
+
+class Normalising(FakeSource):
+    """A network that takes a mean away first, and divides by a std; its framework does so in
+    float64."""
+
+    mean = np.array([101325.0, 300.0, 5.0])
+    std = np.array([20.0, 5.0, 1.0])
+
+    def network(self):
+        first = Scale(np.ones(3, "f4"), -self.mean.astype("f4"))
+        return [first, Scale(1 / self.std, np.zeros(3)), *super().network()]
+
+    def answers(self, x, select):  # noqa: ARG002
+        assert np.abs((x - self.mean) / self.std).max() < 10
+        return reference.run(self.model, (x - self.mean) / self.std)[0]
+
+
+@pytest.mark.parametrize("std", [1.0, 4.0])
+def test_what_is_done_to_events_first_becomes_the_inputs_scaling(std):
+    """Folded into the weights, the mean would be the difference of two large sums in float32."""
+    source = Normalising(stacked(outputs=1))
+    inputs = [sl.Feature(name, "kPa", std=std) for name in "abc"]
+    model = model_of(source, inputs=inputs)
+    assert [f.name for f in model.inputs] == ["a", "b", "c"]
+    np.testing.assert_allclose([f.mean for f in model.inputs], std * source.mean, rtol=1e-15)
+    np.testing.assert_allclose([f.std for f in model.inputs], std * source.std, rtol=1e-15)
+    proof = sl.verify(model, source)
+    assert proof.largest < 1e-6
+    assert np.ptp(proof.y) > 0.1  # the events are where the network looks
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, np.inf])
+def test_scaling_that_no_std_can_say_is_folded(scale):
+    first = Scale(np.array([1.0, scale, 1.0]), np.zeros(3))
+    layers = [first, *stacked().layers]
+    assert leading(layers) == (None, layers)
+
+
+def test_a_scaling_of_another_size_is_refused():
+    source = FakeSource(stacked())
+    source.network = lambda: [Scale(np.ones(2), np.zeros(2)), *stacked().layers]
+    with pytest.raises(UnsupportedModelError, match="2 numbers where the first layer takes"):
+        model_of(source)

@@ -13,11 +13,14 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+
+import streamlstm as sl
 from keras_files import (
     Spec,
     batch_norm,
@@ -34,11 +37,10 @@ from keras_files import (
     write_keras,
     write_vars,
 )
-
-import streamlstm as sl
 from streamlstm import reference
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import gate_orders, open_source
+from streamlstm.importers.keras import run
 
 Array = Any
 
@@ -80,6 +82,11 @@ def answers(specs: list[Spec], x: Array, major: int = 3) -> Array:
             case "BatchNormalization":
                 a = (a - w["moving_mean"]) / np.sqrt(w["moving_variance"] + c["epsilon"])
                 a = a * w.get("gamma", 1) + w.get("beta", 0)
+            case "Normalization":
+                mean, variance = (c.get(key, w.get(key)) for key in ("mean", "variance"))
+                a = (a - mean) / np.maximum(np.sqrt(variance), 1e-7)
+            case "Rescaling":
+                a = a * c["scale"] + c["offset"]
             case "Embedding":
                 a = w["embeddings"][a[:, 0].astype(int)]
             case "Activation":
@@ -143,6 +150,10 @@ def write(tmp_path: Path, specs: list[Spec], form: str) -> Path:
     return write_hdf5(tmp_path / "n.h5", specs, config, "3.5.0" if major == 3 else "2.4.0-tf")
 
 
+def normalization(weights: dict[str, Array]) -> Spec:
+    return Spec("Normalization", {"name": "norm", "axis": [-1]}, weights | {"count": np.array(9)})
+
+
 FORMS = [
     f"{kind} {model}"
     for kind in ("keras", "keras-2", "h5", "h5-of-3")
@@ -177,6 +188,14 @@ NETWORKS = {
         layer("ReLU", max_value=None, negative_slope=0.0, threshold=0.0),
         dense(r, 3, 4, name="head", activation="softmax"),
         layer("Softmax", axis=-1),
+    ],
+    "normalised": lambda r: [
+        input_layer(None, 3),
+        normalization({"mean": normal(r, 3), "variance": np.array([0.4, 2, 0.04], "f4")}),
+        layer("Rescaling", scale=0.5, offset=[0.5, 1, -2]),
+        lstm(r, 3, 4),
+        layer("Normalization", axis=[-1], mean=0.1, variance=[1, 2, 0.5, 0.3]),
+        dense(r, 4, 2),
     ],
     "embedding": lambda r: [
         input_layer(None),
@@ -424,7 +443,39 @@ def test_weights_only(form, tmp_path):
     assert sl.import_model(path, select=names[2]).layers[0].kind == "lstm"
     alone = sl.import_model(path, layers=names[1:2])
     assert difference(alone, specs[1:2]) < 1e-5
-    assert open_source(path).framework == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "gate"),
+    [
+        ("1.2.2", "hard_sigmoid"),
+        ("2.2.5", "hard_sigmoid"),
+        ("2.1.6-tf", "hard_sigmoid"),
+        ("2.3.0", "sigmoid"),
+        ("2.10.0", "sigmoid"),
+        ("3.5.0", "sigmoid"),
+        ("2.2.4-tf", ""),
+        ("", ""),
+    ],
+)
+def test_default_functions_are_of_the_keras_that_wrote_the_file(version, gate, tmp_path):
+    specs = [lstm(rng(), 3, 4, recurrent_activation=gate)]
+    path = write_hdf5(tmp_path / "w.h5", specs, version=version)
+    source = open_source(path, layers=["lstm"])
+    if gate:
+        assert difference(sl.import_model(path, layers=["lstm"]), specs, 2) < 1e-5
+        assert source.assumed == [
+            "recurrent layers run forwards",
+            f"LSTM and GRU have their Keras' default functions, tanh and {gate}",
+        ]
+    else:
+        sentence = (
+            f"layer 'lstm' is of Keras {version or 'without a version'}, so that its default "
+            "functions are not clear; save the whole model (model.save)"
+        )
+        with pytest.raises(UnsupportedModelError, match=f"^{re.escape(sentence)}$"):
+            source.network()
+        assert not source.assumed
 
 
 WEIGHTS_REFUSED = {
@@ -666,6 +717,49 @@ REFUSED: dict[str, tuple[list[Spec], str]] = {
         "bias of layer 'gru' (GRU) has shape (12,), expected (2, 12)",
     ),
     "no layers": ([], "n.h5 has no layers"),
+    "no cells": (
+        net(layer("RNN", cell={"class_name": "StackedRNNCells", "config": {"cells": []}})),
+        "the architecture is damaged: layer 'rnn' (RNN) has no list of cells",
+    ),
+    "variance below 0": (
+        net(Spec("BatchNormalization", batch_norm(rng(), 4).config,
+                 dict.fromkeys(batch_norm(rng(), 4).weights, -np.ones(4)))),
+        "moving_variance of layer 'norm' (BatchNormalization) has numbers below 0; the file is "
+        "damaged",
+    ),
+    "variance of a normalization below 0": (
+        net(normalization({"mean": np.ones(4), "variance": -np.ones(4)})),
+        "variance of layer 'norm' (Normalization) has numbers below 0; the file is damaged",
+    ),
+    "a shape of a normalization": (
+        net(normalization({"mean": np.ones(4), "variance": np.ones(3)})),
+        "variance of layer 'norm' (Normalization) has shape (3,), expected (4,)",
+    ),
+    "normalization back": (
+        net(layer("Normalization", axis=[-1], invert=True)),
+        "layer 'normalization' (Normalization) has the option invert = True, which is not known",
+    ),
+    "normalization of all": (
+        net(layer("Normalization", axis=None)),
+        "layer 'normalization' (Normalization) has axis = None; the last one can be imported",
+    ),
+    "numbers of a rescaling": (
+        net(layer("Rescaling", scale=[1.0, 2.0], offset=0.0)),
+        "layer 'rescaling' (Rescaling) has [1.0, 2.0] for 4 inputs; expected one number, or 4",
+    ),
+    "no size told": (
+        [layer("ReLU", batch_shape=[None, None, None]), lstm(rng(), 3, 4)],
+        "layer 'relu' (ReLU) comes first, and the file does not tell the number of inputs",
+    ),
+    "no matrix": (
+        net(Spec("Dense", dense(rng(), 4, 2).config, {"kernel": np.ones(4), "bias": np.ones(2)})),
+        "kernel of layer 'dense' (Dense) has shape (4,); expected a matrix",
+    ),
+    "weights twice": (
+        net(Spec("Dense", dense(rng(), 4, 2).config, {"a/kernel": INTEGERS["kernel"],
+                                                       "b/kernel": INTEGERS["kernel"]})),
+        "'dense/dense/b/kernel:0' is one more kernel of layer 'dense'",
+    ),
 }  # fmt: skip
 
 
@@ -743,6 +837,12 @@ def graph(case: str, major: int) -> dict[str, Any]:
             recurrent["inbound_nodes"] = [call("dense")]
         case "nowhere":
             recurrent["inbound_nodes"] = []
+        case "no args":
+            recurrent["inbound_nodes"] = [{"kwargs": {}}]
+        case "no call":
+            recurrent["inbound_nodes"] = [[]]
+        case "no tensor":
+            recurrent["inbound_nodes"] = [{"args": ["input"], "kwargs": {}}]
     return model
 
 
@@ -755,6 +855,9 @@ GRAPHS = {
     "outputs": "the model has 2 outputs; only a chain from one input to one output can be streamed",
     "circle": "the architecture is damaged: the flow at layer 'dense' leads nowhere",
     "nowhere": "the architecture is damaged: nothing leads to layer 'lstm'",
+    "no args": "the architecture is damaged: layer 'lstm' has a call without args",
+    "no call": "the architecture is damaged: layer 'lstm' has an empty call",
+    "no tensor": "layer 'lstm' is called with 'input', which can't be streamed",
 }
 
 
@@ -815,6 +918,69 @@ def test_without_keras_nothing_answers(tmp_path, monkeypatch):
     assert open_source(write(tmp_path, NETWORKS["lstm"](rng()), "h5 sequential")).framework == ""
 
 
+class FakeLayer:
+    """Notes what is made of Keras' layers; its weights are those of an LSTM or a Dense layer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.units = args[0]
+        self.options = options
+        names = ("kernel", "recurrent_kernel", "bias") if "return_sequences" in options else (
+            "kernel", "bias")  # fmt: skip
+        self.weights = [SimpleNamespace(name=name) for name in names]
+
+    def set_weights(self, arrays: list[Array]) -> None:
+        self.arrays = arrays
+
+    def __call__(self, a: Array) -> Array:
+        return np.zeros((*a.shape[:2], self.units))
+
+
+EVIL: dict[str, dict[str, Any]] = {
+    "Lambda": {"function": ["4wEAAAAA", None, None]},
+    "TFOpLambda": {"function": "io.write_file"},
+}
+
+
+@pytest.mark.parametrize("select", [None, "lstm"])
+@pytest.mark.parametrize("kind", EVIL)
+@pytest.mark.parametrize("form", ["h5 functional", "keras functional", "keras-2 functional"])
+def test_no_file_is_given_to_keras(form, kind, select, tmp_path, monkeypatch):
+    """Just the layers that were read are made anew, with the options that change numbers."""
+    specs = net(dense(rng(), 4, 2, kernel_constraint={"class_name": "Evil", "config": {}}))
+    specs[1].config["kernel_initializer"] = {"class_name": "Lambda", "config": EVIL["Lambda"]}
+    config = functional(specs, 3 if form.startswith("keras ") else 2)
+    side = layer(kind, **EVIL[kind]).as_json() | {"inbound_nodes": [["_CONSTANT_VALUE", -1, "x"]]}
+    config["config"]["layers"].append(side)
+    if form.startswith("h5"):
+        path = write_hdf5(tmp_path / "n.h5", specs, config)
+    else:
+        version = "3.5.0" if form == "keras functional" else "2.15.0"
+        path = write_keras(tmp_path / "n.keras", specs, config, version)
+    made: list[FakeLayer] = []
+
+    def maker(*args: Any, **options: Any) -> FakeLayer:
+        made.append(FakeLayer(*args, **options))
+        return made[-1]
+
+    fake = SimpleNamespace(  # load_model would be an AttributeError
+        __name__="keras",
+        __version__="3.0",
+        layers=SimpleNamespace(LSTM=maker, Dense=maker),
+    )
+    monkeypatch.setattr(run, "imported", lambda _: fake)
+    source = open_source(path)
+    assert source.framework == "keras 3.0"
+    assert source.answers(np.zeros((5, 3)), select).shape == (5, 4 if select else 2)
+    functions = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+    expected = [{"return_sequences": True, "dtype": "float32", **functions}]
+    if select is None:
+        expected.append({"activation": "linear", "dtype": "float32"})
+    assert [each.options for each in made] == expected
+    for each, spec in zip(made, specs[1:], strict=False):
+        for a, b in zip(each.arrays, spec.weights.values(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 # -- damaged and hostile files -----------------------------------------------------------
 
 
@@ -870,6 +1036,40 @@ def test_damaged_architectures(form, tmp_path):
         else:
             path = write_hdf5(tmp_path / "n.h5", specs, config)
         read_or_refuse(path)
+
+
+def nested(depth: int) -> Spec:
+    """Models in each other."""
+    specs = [nested(depth - 1)] if depth else []
+    return Spec("Sequential", sequential(specs)["config"])
+
+
+@pytest.mark.parametrize(
+    ("lost", "sentence"),
+    [
+        ("layer_names", "n.h5 has an architecture, but not the weights (no layer_names)"),
+        ("dense", "the file lists the layer 'dense', but lacks its group"),
+        ("dense/dense/bias:0", "the file lists the weight 'dense/dense/bias:0', but lacks it"),
+        (
+            "IEEE floats",
+            "dense/dense/kernel:0 has dtype bfloat16; expected floats (save the model in float32)",
+        ),
+        ("flow", "the architecture is damaged: 16 models stand in each other"),
+    ],
+)
+def test_refused_whole_files(lost, sentence, tmp_path):
+    specs = net(nested(20) if lost == "flow" else dense(rng(), 4, 2))
+    if lost == "IEEE floats":
+        specs[-1].weights["kernel"] = np.ones((4, 2), "V2")  # as h5py has it
+    path = write(tmp_path, specs, "h5 sequential")
+    with h5py.File(path, "a") as f:
+        root = f["model_weights"]
+        if lost in root.attrs:
+            del root.attrs[lost]
+        elif lost in root:
+            del root[lost]
+    with pytest.raises(UnsupportedModelError, match=re.escape(sentence)):
+        open_source(path).recurrent()
 
 
 def keras_file(path: Path, **members: bytes) -> Path:

@@ -89,7 +89,28 @@ def test_what_is_no_pickle_raises(raw):
         parsed(io.BytesIO(raw))
 
 
-@pytest.mark.parametrize("raw", [b"\x82\x01.", b"\x97."], ids=["EXT1", "NEXT_BUFFER"])
-def test_opcodes_without_a_step_are_refused(raw):
-    with pytest.raises(ValueError, match="is not known"):
+@pytest.mark.parametrize(
+    ("raw", "value"), [(b"K\x01(K\x02K\x031.", 1), (b"(K\x012l.", [1, 1])], ids=["POP_MARK", "DUP"]
+)
+def test_opcodes_that_pickle_no_longer_writes(raw, value):
+    assert parsed(io.BytesIO(raw)) == value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"(cnet\nNet\nK\x01o.", b"cnet\nNet\nK\x01\x85}\x92."],
+    ids=["OBJ", "NEWOBJ_EX"],
+)
+def test_objects_by_other_opcodes(raw):
+    made = parsed(io.BytesIO(raw))
+    assert (made.name, made.args) == ("net.Net", (1,))
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [(b"\x82\x01.", "EXT1"), (b"\x97.", "NEXT_BUFFER")],
+    ids=["EXT1", "NEXT_BUFFER"],
+)
+def test_opcodes_without_a_step_are_refused(raw, name):
+    with pytest.raises(ValueError, match=f"^a pickle's opcode {name} is not known$"):
         parsed(io.BytesIO(raw))

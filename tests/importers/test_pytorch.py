@@ -18,6 +18,7 @@ from networks import events, stacked
 from streamlstm import reference
 from streamlstm.errors import ModelError, UnsupportedModelError
 from streamlstm.importers import gate_orders, model_of, pytorch
+from streamlstm.importers.pytorch.pickles import Made
 from streamlstm.importers.source import selected
 from torch_files import (
     batch_norm,
@@ -30,6 +31,7 @@ from torch_files import (
     rng,
     to_bfloat16,
     upper_halves,
+    zipped,
 )
 
 
@@ -257,10 +259,25 @@ def test_dtypes(dtype):
 # -- refusals ----------------------------------------------------------------------------
 
 LSTM_ = lstm("lstm.", 3, 4)
+NO_LAYER = "belongs to no LSTM, GRU, Linear, Embedding or BatchNorm1d layer"
 STRANGER = (
-    "belongs to no LSTM, GRU, Linear, Embedding or BatchNorm1d layer; "
-    "only these can be imported from a state dict"
+    f"{NO_LAYER}; leave it out if it does not change the outputs, or select a recurrent layer alone"
 )
+PERMANENT = (
+    "make pruning or a parametrisation permanent first (prune.remove, remove_parametrizations)"
+)
+WEIGHTS = ("weight_ih", "weight_hh")
+
+
+def twice(*prefixes: str):
+    """The same names and sizes under each prefix, the events' as many as the units."""
+    return {
+        k: a
+        for p in prefixes
+        for k, a in (lstm(f"{p}lstm.", 4, 4) | linear(f"{p}fc.", 4, 4)).items()
+    }
+
+
 REFUSED = {
     "reverse": (
         LSTM_ | {k + "_reverse": a for k, a in LSTM_.items()},
@@ -286,7 +303,19 @@ REFUSED = {
         projected("", 3, 5, 2) | {"weight_hr_l0": normal(3, 5)},
         "tensor 'weight_hr_l0' has shape [3, 5]; expected [2, 5] beside its companions",
     ),
-    "half an LSTM": ({"weight_ih_l0": normal(16, 3)}, "the state dict lacks 'weight_hh_l0'"),
+    "half an LSTM": (
+        {"weight_ih_l0": normal(16, 3)},
+        f"the state dict lacks 'weight_hh_l0'; {PERMANENT}",
+    ),
+    "no matrix": (
+        {f"lstm.{name}_l0": Made("torch._utils._rebuild_qtensor", ()) for name in WEIGHTS},
+        "tensor 'lstm.weight_ih_l0' is made by torch._utils._rebuild_qtensor; only dense tensors "
+        "of floats can be imported",
+    ),
+    "pruned": (
+        LSTM_ | {"head.bias": normal(2), "head.weight_orig": normal(2, 4)},
+        f"tensor 'head.weight_orig' [2, 4] {STRANGER}",
+    ),
     "half a bias": (
         {k: a for k, a in LSTM_.items() if "bias_ih" not in k},
         "the state dict has 'lstm.bias_hh_l0' but lacks 'lstm.bias_ih_l0'",
@@ -330,7 +359,8 @@ REFUSED = {
     ),
     "a start of another module": (
         {"h0": normal(1, 1, 4)} | LSTM_,
-        f"tensor 'h0' [1, 1, 4] {STRANGER}",
+        f"tensor 'h0' [1, 1, 4] {NO_LAYER}; a learned start is called h0_l0 or c0_l0 [H] beside "
+        "its layer's weight_ih_l0",
     ),
     "old weight norm": (
         LSTM_ | {"head.bias": normal(2), "head.weight_g": normal(2), "head.weight_v": normal(2)},
@@ -372,12 +402,28 @@ REFUSED = {
     "two Linear layers": (
         LSTM_ | linear("a.", 4, 4) | linear("b.", 4, 2),
         "a state dict does not tell what stands between its 2 Linear layers; "
-        "pass activations= with 2 names, such as ['relu', 'linear']",
+        "pass activations= with 2 names, such as ['relu', 'linear'] "
+        "(for sl.verify: to open_source)",
     ),
     "Linear and batch norm": (
         LSTM_ | linear("a.", 4, 2) | batch_norm("norm.", 2),
         "a state dict does not tell what stands between its 1 Linear layers; "
-        "pass activations= with 1 names, such as ['relu', 'linear']",
+        "pass activations= with 1 names, such as ['relu', 'linear'] "
+        "(for sl.verify: to open_source)",
+    ),
+    "a network and its moving average": (
+        twice("model.", "ema_model."),
+        "'model' and 'ema_model' hold the same layers, and a file does not tell whether both run; "
+        "keep one of them, or select a recurrent layer alone",
+    ),
+    "two halves alike": (
+        lstm("encoder.", 4, 4) | lstm("decoder.", 4, 4),
+        "'encoder' and 'decoder' hold the same layers, and a file does not tell whether both run; "
+        "keep one of them, or select a recurrent layer alone",
+    ),
+    "two dtypes": (
+        LSTM_ | {k: a.astype(float) for k, a in linear("head.", 4, 2).items()},
+        "a state dict has layers of float32 and float64; make them one with model.float()",
     ),
 }
 
@@ -487,15 +533,15 @@ def test_safetensors_files(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "unclear"),
     [
-        (LSTM_ | linear("a.", 4, 4) | linear("b.", 4, 4), "a, b"),
-        (LSTM_ | linear("a.", 4, 2) | linear("b.", 4, 2), "a, b"),
-        (lstm("encoder.", 4, 4) | lstm("decoder.", 4, 4), "decoder.l0, encoder.l0"),
+        (LSTM_ | linear("a.", 4, 4) | linear("b.", 4, 4), "a, b, lstm"),
+        (LSTM_ | linear("a.", 4, 2) | linear("b.", 4, 2), "a, b, lstm"),
+        (lstm("encoder.", 3, 4) | lstm("decoder.", 4, 4), "decoder, encoder"),
         (lstm("encoder.a.", 4, 4, None) | gru("encoder.b.", 4, 4, None), "encoder.a, encoder.b"),
-        (lstm("lstm.", 4, 4) | linear("a.", 4, 4), "a, lstm.l0"),
-        (LSTM_ | batch_norm("norm.", 4) | linear("a.", 4, 2), "norm"),
+        (lstm("lstm.", 4, 4) | linear("a.", 4, 4), "a, lstm"),
+        (LSTM_ | batch_norm("norm.", 4) | linear("a.", 4, 2), "a, lstm, norm"),
         (
             LSTM_ | {k: a for n in range(6) for k, a in linear(f"f{n}.", 4 + n, 5 + n).items()},
-            "f0, f1, f2, f3, f4, f5",
+            "f0, f1, f2, f3, f4, f5, lstm",
         ),
     ],
 )
@@ -508,10 +554,63 @@ def test_an_order_that_a_file_does_not_tell(tensors, unclear, tmp_path):
     assert first.layer is not None  # one layer can be taken from it nonetheless
 
 
-def test_numbered_lstm_modules_follow_their_numbers(tmp_path):
-    tensors = lstm("lstm2.", 5, 6) | lstm("lstm1.", 3, 5)
-    save_file(tensors, tmp_path / "net.safetensors")
-    assert kinds(sl.import_model(tmp_path / "net.safetensors")) == [("lstm", 5), ("lstm", 6)]
+@pytest.mark.parametrize("names", [("lstm1", "lstm2"), ("rnn", "rnn2"), ("a.2.rnn", "a.10.rnn")])
+def test_numbered_lstm_modules_follow_their_numbers(names, tmp_path):
+    """Also where their sizes would fit the other way round; a bare name comes first."""
+    first, second = (lstm(f"{name}.", 4, 4) | lstm(f"{name}.", 4, 4, 1) for name in names)
+    save_file(second | first | linear("fc.", 4, 2), tmp_path / "net.safetensors")
+    model = sl.import_model(tmp_path / "net.safetensors")
+    assert kinds(model) == [("lstm", 4)] * 4 + [("dense", 2)]
+    for k, (name, held) in enumerate((n, t) for n, t in zip(names, (first, second), strict=True)):
+        np.testing.assert_array_equal(model.layers[2 * k].w_x, held[f"{name}.weight_ih_l0"])
+
+
+def test_a_linear_layer_before_the_lstm_where_only_that_fits(tmp_path):
+    save_file(LSTM_ | linear("z.", 5, 3), tmp_path / "net.safetensors")
+    assert kinds(sl.import_model(tmp_path / "net.safetensors")) == [("dense", 3), ("lstm", 4)]
+
+
+def test_tied_weights_are_restored(tmp_path):
+    """safetensors.torch.save_model writes one of them, and notes the other."""
+    tensors = lstm("lstm.", 3, 3) | linear("out.", 3, 9)
+    notes = {"embed.weight": "out.weight", "format": "pt"}
+    save_file(tensors, tmp_path / "net.safetensors", notes)
+    model = sl.import_model(tmp_path / "net.safetensors")
+    assert kinds(model) == [("embedding", 3), ("lstm", 3), ("dense", 9)]
+    np.testing.assert_array_equal(model.layers[0].w, tensors["out.weight"])
+
+
+# -- what is assumed ---------------------------------------------------------------------
+
+ORDER = "the layers follow each other in the order read, with nothing else between them: "
+ASSUMED = {
+    "nothing of one module": (lstm("", 3, 4) | lstm("", 4, 4, 1), {}, []),
+    "flow": (
+        LSTM_ | linear("fc.", 4, 2),
+        {},
+        [f"{ORDER}lstm, fc", "nothing follows 'fc' (pass activations= if something does)"],
+    ),
+    "order alone": (LSTM_ | linear("fc.", 4, 2), {"activations": ["relu"]}, [f"{ORDER}lstm, fc"]),
+    "options": (
+        {"embed.weight": normal(9, 3)} | LSTM_ | batch_norm("norm.", 4),
+        {},
+        [
+            "Embedding 'embed' has no max_norm",
+            "the eps of BatchNorm1d 'norm' is 1e-05, torch's default",
+            f"{ORDER}embed, lstm, norm",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASSUMED)
+def test_what_is_assumed_is_said(case):
+    tensors, options, clauses = ASSUMED[case]
+    source = pytorch.source_of(tensors, **options)
+    assert source.assumed == []
+    for _ in range(2):
+        source.network()
+        assert source.assumed == clauses
 
 
 def test_an_embedding_stands_first(tmp_path):
@@ -538,12 +637,18 @@ def test_bfloat16_in_safetensors(tmp_path):
     np.testing.assert_array_equal(model.layers[0].w_x, tensors["weight_ih_l0"])
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "pytorch_model.bin", "best.PTH.tar"])
+def test_other_endings_of_torch_save(name, tmp_path):
+    (tmp_path / name).write_bytes(zipped({"state_dict": LSTM_}))
+    assert kinds(sl.import_model(tmp_path / name)) == [("lstm", 4)]
+
+
 def test_files_that_can_not_be_imported(tmp_path):
     def refused(name: str, sentence: str) -> None:
         with pytest.raises(UnsupportedModelError, match=re.escape(sentence)):
             sl.import_model(tmp_path / name)
 
-    refused("net.xyz", "has an unknown ending; files ending in .pt, .pth, .safetensors")
+    refused("net.xyz", "has an unknown ending; files ending in .pt, .pth, .pth.tar, .ckpt, .bin")
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 10)
     refused("junk.safetensors", "can't be read as safetensors")
     stacked().save(tmp_path / "own.safetensors")

@@ -15,10 +15,6 @@ import streamlstm as sl
 from streamlstm.errors import ModelError, UnsupportedModelError
 from torch_files import Call, Module, Writer, legacy, linear, lstm, normal, to_bfloat16, zipped
 
-STRANGER = (
-    "belongs to no LSTM, GRU, Linear, Embedding or BatchNorm1d layer; "
-    "only these can be imported from a state dict"
-)
 NET = lstm("lstm.", 3, 4) | linear("head.", 4, 2)
 
 
@@ -69,6 +65,25 @@ def test_parameters_and_strangers_beside_them(imported):
     assert imported(zipped(held)).fingerprint == sl.from_torch(NET).fingerprint
 
 
+HELD = {
+    "statistics": {"state_dict": NET, "norm": {"mean": normal(1), "std": normal(1)}},
+    "deeper": {"ckpt": {"model": NET}, "optimizer": {"state": {"0": {"step": normal(1)}}}},
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_the_state_dict_of_a_checkpoint(held, imported):
+    """The only one with a recurrent layer, wherever it is."""
+    assert imported(zipped(HELD[held])).fingerprint == sl.from_torch(NET).fingerprint
+
+
+def test_negated_tensors(imported):
+    """A tensor with the neg bit is kept unnegated, and the bit beside it."""
+    head = {"head.weight": -NET["head.weight"]}
+    file = zipped(NET | head, negated="head.weight")
+    assert imported(file).fingerprint == sl.from_torch(NET).fingerprint
+
+
 NN = "__torch__.torch.nn.modules."
 
 
@@ -101,7 +116,12 @@ def test_torchscript(imported, monkeypatch):
     np.testing.assert_array_equal(model.layers[2].w, net["head"]["3"]["weight"])
 
 
-OPEN = "and a TorchScript file does not tell after which layer it runs; pass activations="
+OPEN = "pass activations= with 2 names, such as ['relu', 'linear'] (for sl.verify: to open_source)"
+PLACELESS = (
+    "made behind no Linear layer, and a TorchScript file does not tell where it runs; make its "
+    "place known with an nn.Sequential of torch's modules, or select a recurrent layer alone"
+)
+LINEAR = {"weight": normal(2, 4), "bias": normal(2)}
 SCRIPTS = {
     "a Conv1d": (
         scripted(conv=Module(f"{NN}conv.Conv1d", weight=normal(2, 2, 1))),
@@ -111,11 +131,31 @@ SCRIPTS = {
     ),
     "an activation whose place is unknown": (
         scripted(act=Module(f"{NN}activation.Tanh")),
-        f"module 'act' is a Tanh, {OPEN} with 2 names, such as ['relu', 'linear']",
+        "module 'act' is a Tanh, and a TorchScript file does not tell after which layer it runs; "
+        f"{OPEN}",
     ),
     "a module without tensors": (
         scripted(mine=Module("__torch__.Mine")),
-        f"module 'mine' is a Mine, {OPEN} with 2 names, such as ['relu', 'linear']",
+        "module 'mine' is a Mine, and a TorchScript file does not tell after which layer it runs; "
+        f"{OPEN}",
+    ),
+    "an activation between LSTM and Linear": (
+        Module(
+            "__torch__.Net",
+            lstm=Module(f"{NN}rnn.LSTM", **lstm("", 3, 4)),
+            act=Module(f"{NN}activation.ReLU"),
+            fc=Module(f"{NN}linear.Linear", **LINEAR),
+        ),
+        f"module 'act' is a ReLU {PLACELESS}",
+    ),
+    "a module without tensors between LSTM and Linear": (
+        Module(
+            f"{NN}container.Sequential",
+            lstm=Module(f"{NN}rnn.LSTM", **lstm("", 3, 4)),
+            mine=Module("__torch__.Mine", drop=Module(f"{NN}dropout.Dropout")),
+            fc=Module(f"{NN}linear.Linear", **LINEAR),
+        ),
+        f"module 'mine' is a Mine {PLACELESS}",
     ),
     "Softmax": (
         Module(f"{NN}container.Sequential", **{"0": Module(f"{NN}activation.Softmax")}),
@@ -129,11 +169,16 @@ SCRIPTS = {
     ),
     "a quantised layer": (
         scripted(q=Module("__torch__.torch.ao.nn.quantized.dynamic.modules.rnn.LSTM")),
-        "module 'q' is a LSTM; only LSTM, GRU, their cells, Linear, Embedding, BatchNorm1d, "
+        "module 'q' is a torch.ao.nn.quantized.dynamic.modules.rnn.LSTM; only LSTM, GRU, their "
+        "cells, Linear, Embedding, BatchNorm1d, "
         "Sequential, Dropout and the activations Tanh, Sigmoid, ReLU, Hardsigmoid, Softmax can "
         "be imported",
     ),
-    "a stray tensor": (scripted(h0=normal(4)), f"tensor 'h0' [4] {STRANGER}"),
+    "a stray tensor": (
+        scripted(mean=normal(4)),
+        "tensor 'mean' [4] belongs to no LSTM, GRU, Linear, Embedding or BatchNorm1d layer; leave "
+        "it out if it does not change the outputs, or select a recurrent layer alone",
+    ),
 }
 
 
@@ -228,6 +273,11 @@ FILES = {
         zipped({"a": NET, "b": NET, "c": 1}),
         "{path} holds 2 state dicts (a, b); save just model.state_dict()",
     ),
+    "quantised weights": (
+        zipped(NET | {"fc._packed_params": Call("torch.ScriptObject", 1)}),
+        "{path} holds a pickled torch.ScriptObject (fc._packed_params), and code from a file is "
+        "never run; save the unquantised model's state_dict() instead",
+    ),
     "a quantised tensor": (
         zipped(NET | {"head.weight": Call("torch._utils._rebuild_qtensor", 1)}),
         "tensor 'head.weight' is made by torch._utils._rebuild_qtensor; only dense tensors of "
@@ -309,11 +359,48 @@ def tensor_opcodes(start: int, size: tuple[int, ...], stride: tuple[int, ...], c
     return opcodes(b"}", w.put("a.weight"), tensor, b"s")
 
 
+UNREADABLE = {
+    "an id that is no storage's": (
+        opcodes(b"(", Writer().put("what"), b"NNNNtQ"),
+        "ValueError: it refers to something that is no storage",
+    ),
+    "a tensor without a storage": (
+        opcodes(
+            Writer().put(Call("torch._utils._rebuild_tensor_v2", None, 0, (1,), (1,), False, {}))
+        ),
+        "ValueError: a tensor has no storage",
+    ),
+    "an expanded tensor": (
+        tensor_opcodes(0, (6, 1), (0, 1)),
+        "ValueError: a tensor of size (6, 1) is larger than its storage of 4, unless it is an "
+        "expanded one, to be saved .contiguous()",
+    ),
+    "another rank of strides": (
+        tensor_opcodes(0, (2, 2), (1,)),
+        "ValueError: a tensor has size (2, 2), stride (1,), start 0",
+    ),
+    "an unknown opcode": (
+        opcodes(b"\x97"),
+        "ValueError: a pickle's opcode NEXT_BUFFER is not known",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_pt_files_that_can_not_be_read(case, imported, tmp_path):
+    raw, what = UNREADABLE[case]
+    with pytest.raises(UnsupportedModelError) as caught:
+        imported(raw)
+    assert str(caught.value) == (
+        f"{tmp_path / 'net.pt'} can't be read as a PyTorch file ({what}); "
+        "save model.state_dict() anew"
+    )
+
+
 HOSTILE = {
     "a tensor larger than its storage": tensor_opcodes(0, (2**40, 1), (0, 1)),
     "a tensor behind its storage": tensor_opcodes(2, (3, 1), (1, 1)),
     "a huge storage": tensor_opcodes(0, (1, 1), (1, 1), 2**40),
-    "another rank of strides": tensor_opcodes(0, (2, 2), (1,)),
     "a text of 4 GiB": opcodes(b"X\xff\xff\xff\xffabc"),
     "a number of 2 GiB": opcodes(b"\x8b\xff\xff\xff\x7fabc"),
     "a memo of 4 billion": opcodes(b"Nr\xff\xff\xff\xff"),

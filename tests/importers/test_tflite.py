@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+import flatbuffers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,7 +114,9 @@ def half(graph: Graph, a: Any) -> int:
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     made = cell(0, 3, 5)
-    (layer,) = sl.import_model(written(tmp_path, one_cell(made, constant=half))).layers
+    path = written(tmp_path, one_cell(made, constant=half))
+    assert not open_source(path).quantizes
+    (layer,) = sl.import_model(path).layers
     assert isinstance(layer, sl.LSTM)
     assert layer.w_x.dtype == np.float32
     np.testing.assert_array_equal(layer.w_x[:5], made.w_x["i"].astype("f2").astype("f4"))
@@ -129,7 +132,11 @@ def test_hybrid_weights_are_dequantised(axis: int | None, tmp_path: Path) -> Non
         return add_constant(graph, np.full(a.shape, -3, "i1"), scales, axis or 0)
 
     made = cell(0, 3, 3)
-    (layer,) = sl.import_model(written(tmp_path, one_cell(made, constant=eighth))).layers
+    path = written(tmp_path, one_cell(made, constant=eighth))
+    source = open_source(path)
+    assert source.quantizes
+    assert source.framework.endswith(" (quantizing activations)")
+    (layer,) = sl.import_model(path).layers
     assert isinstance(layer, sl.LSTM)
     per_row = np.broadcast_to(-3 * scales[:, None] if axis == 0 else -3 * scales, (3, 3))
     np.testing.assert_array_equal(layer.w_x, np.tile(per_row, (4, 1)).astype("f4"))
@@ -249,6 +256,20 @@ def test_shapes_that_are_computed(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         reference.run(model, a)[0], run(made, a)[0].sum(axis=1, keepdims=True) + 1, atol=1e-12
     )
+
+
+def test_a_shape_that_the_run_tells_but_its_signature_too(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.tensor(1, 1, 3)
+    graph.graph.tensors[x].shapeSignature = [1, -1, 3]
+    shape = graph.apply(Operator.SHAPE, [x], 3, options=schema.ShapeOptionsT())
+    below = graph.apply(Operator.RESHAPE, [x, shape], 1, 1, 3)
+    graph.graph.tensors[below].shapeSignature = [1, -1, 3]
+    made = cell(0, 3, 5)
+    out, *_ = add_lstm(graph, below, made, (1, 1, 3))
+    model = sl.import_model(written(tmp_path, graph.finish([x], [out])))
+    a = np.random.default_rng(1).standard_normal((9, 3))
+    np.testing.assert_allclose(reference.run(model, a)[0], run(made, a)[0], atol=1e-12)
 
 
 def refusal(path: Path, **how: Any) -> str:
@@ -463,6 +484,17 @@ def softmax(graph: Graph, x: int, beta: float = 1.0) -> int:
     return graph.apply(Operator.SOFTMAX, [x], 1, 4, 3, options=options)
 
 
+def dequantised(graph: Graph, x: int) -> int:
+    below = int8(graph, x)
+    graph.graph.tensors[below].type = schema.TensorType.INT8
+    return graph.apply(Operator.DEQUANTIZE, [below], 1, 4, 3)
+
+
+def both_directions(graph: Graph, x: int) -> int:
+    back = graph.apply(Operator.REVERSE_V2, [x], 1, 4, 3)
+    return graph.apply(Operator.CONCATENATION, [x, back], 1, 4, 6)
+
+
 def int8(graph: Graph, x: int) -> int:
     graph.graph.tensors[x].type = schema.TensorType.INT8
     return graph.apply(Operator.TANH, [x], 1, 4, 3)
@@ -507,6 +539,15 @@ NETWORK_REFUSED: dict[str, tuple[Callable[[Graph, int], int], str]] = {
         lambda graph, x: graph.apply(Operator.WHILE, [x], 1, 4, 3),
         "op 0 (WHILE) is a loop, which is how a recurrent layer that is not fused is written; "
         "import the file that it was converted from",
+    ),
+    "full integers": (
+        dequantised,
+        "op 1 (DEQUANTIZE) works on INT8 numbers; convert the network without full-integer "
+        "quantisation",
+    ),
+    "both directions": (
+        both_directions,
+        "op 0 (REVERSE_V2) reverses the sequence, which can't be streamed",
     ),
     "a reversal": (
         lambda graph, x: graph.apply(Operator.REVERSE_V2, [x], 1, 4, 3),
@@ -636,11 +677,13 @@ NETWORK_REFUSED: dict[str, tuple[Callable[[Graph, int], int], str]] = {
                 *(1, 4, 3),
             ),
         ),
-        "op 2 (SOFTMAX) works on a tensor of shape None; expected 3 numbers on the last axis",
+        "op 2 (SOFTMAX) works on a tensor of a shape that only the run tells; expected 3 numbers "
+        "on the last axis",
     ),
     "a squeezed axis that is more than 1": (
         lambda graph, x: softmax(graph, squeezed(graph, x, 1)),
-        "op 1 (SOFTMAX) works on a tensor of shape None; expected 3 numbers on the last axis",
+        "op 1 (SOFTMAX) works on a tensor of a shape that only the run tells; expected 3 numbers "
+        "on the last axis",
     ),
     "an axis of two numbers": (
         lambda graph, x: softmax(
@@ -652,11 +695,13 @@ NETWORK_REFUSED: dict[str, tuple[Callable[[Graph, int], int], str]] = {
                 options=schema.ExpandDimsOptionsT(),
             ),
         ),
-        "op 1 (SOFTMAX) works on a tensor of shape None; expected 3 numbers on the last axis",
+        "op 1 (SOFTMAX) works on a tensor of a shape that only the run tells; expected 3 numbers "
+        "on the last axis",
     ),
     "more axes by a constant": (
         lambda graph, x: softmax(graph, added(graph, x, 1, 1, 1, 1)),
-        "op 1 (SOFTMAX) works on a tensor of shape None; expected 3 numbers on the last axis",
+        "op 1 (SOFTMAX) works on a tensor of a shape that only the run tells; expected 3 numbers "
+        "on the last axis",
     ),
     "no input": (
         lambda graph, _: graph.apply(Operator.TANH, [], 1, 4, 3),
@@ -838,4 +883,55 @@ def test_what_is_no_tflite_file(tmp_path: Path) -> None:
     path = written(tmp_path, graph.finish([], []))
     assert refusal(path) == (
         f"{path} can't be read as a .tflite file: its version is 2, and 3 is known"
+    )
+
+
+def shared(subgraphs: int, operators: int, tensors: int, name: int) -> bytes:
+    """A small file whose offsets point to the same table, or name, again and again."""
+    builder = flatbuffers.Builder()
+
+    def again(table: int, times: int) -> int:
+        builder.StartVector(4, times, 4)
+        for _ in range(times):
+            builder.PrependUOffsetTRelative(table)
+        return int(builder.EndVector())
+
+    label = builder.CreateByteVector(b"a" * name)
+    schema.VarHandleOptionsStart(builder)
+    schema.VarHandleOptionsAddContainer(builder, label)
+    options = schema.VarHandleOptionsEnd(builder)
+    schema.OperatorStart(builder)
+    schema.OperatorAddBuiltinOptionsType(builder, schema.BuiltinOptions.VarHandleOptions)
+    schema.OperatorAddBuiltinOptions(builder, options)
+    op = again(schema.OperatorEnd(builder), operators)
+    schema.TensorStart(builder)
+    schema.TensorAddName(builder, label)
+    tensor = again(schema.TensorEnd(builder), tensors)
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddOperators(builder, op)
+    schema.SubGraphAddTensors(builder, tensor)
+    graphs = again(schema.SubGraphEnd(builder), subgraphs)
+    schema.ModelStart(builder)
+    schema.ModelAddVersion(builder, 3)
+    schema.ModelAddSubgraphs(builder, graphs)
+    builder.Finish(schema.ModelEnd(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("how", [(300, 300, 1, 1), (1, 1, 5000, 200_000), (1, 50, 1, 200_000)])
+def test_parts_that_are_used_again_and_again(how: tuple[int, ...], tmp_path: Path) -> None:
+    path = written(tmp_path, shared(*how))
+    assert refusal(path) == (
+        f"{path} can't be read as a .tflite file: its parts stand for more than its size"
+    )
+
+
+def test_more_operators_than_are_followed(tmp_path: Path) -> None:
+    graph = Graph()
+    x = out = graph.tensor(1, 4, 3)
+    for _ in range(10_001):
+        out = graph.apply(Operator.TANH, [x], 1, 4, 3)
+    path = written(tmp_path, graph.finish([x], [out]))
+    assert refusal(path) == (
+        f"{path} can't be read as a .tflite file: its 10,001 operators are more than 10,000"
     )

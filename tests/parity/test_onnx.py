@@ -319,3 +319,17 @@ def test_dynamic_quantization(columns, folder):
     np.testing.assert_array_equal(
         arrays(imported.layers[0])["W"], ((w.astype(np.float32)) * scale).transpose(0, 2, 1)
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantize_dynamic(per_channel, folder):
+    """An LSTM and its head: as near as rounding to 8 bits lets them be."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path = exported(Net(nn.LSTM, 2, True, "all"), (torch.zeros(1, 6, 3),), folder)
+    eight = folder / "eight.onnx"
+    quantization.quantize_dynamic(path, eight, per_channel=per_channel)
+    source, x = open_source(eight), events(3)[:6]
+    assert source.quantizes
+    ours = reference.run(sl.import_model(eight), x)[0]
+    assert np.max(np.abs(ours - source.answers(x, None))) < 0.02

@@ -56,8 +56,10 @@ ALWAYS void lstm_options(const Layer *layer, ptrdiff_t panel, const vf *sum, con
     store(h, new_h(layer, panel, sum[G - 1], G, peep, next));
 }
 
-/* h' = (1 - z) n + z h = n + z (h - n) */
-ALWAYS vf gru_h(vf z, vf n, vf old) { return held(MULADD(z, old - n, n), (float)SATURATION); }
+/* h' = (1 - z) n + z h. As n + z (h - n) it would round at the size of n, also where z is 1. */
+ALWAYS vf gru_h(vf z, vf n, vf old) {
+    return held(MULADD(z, old, (SPLAT(1.0f) - z) * n), (float)SATURATION);
+}
 
 /* Sums of r, z, n over the inputs, n over h. */
 ALWAYS void gru_after(const Layer *layer, ptrdiff_t panel, const vf sum[4], const float *old, float *h) {
@@ -73,7 +75,7 @@ ALWAYS void gru_after(const Layer *layer, ptrdiff_t panel, const vf sum[4], cons
 ALWAYS void gru_before(const Layer *layer, ptrdiff_t panel, const vf sum[3], const float *old, float *m, float *kept) {
     const float *b = (const float *)layer->b + panel * 4 * VL;
     vf r = gate(layer, layer->gate, sum[0], b, 0, sum[0]);
-    store(m, r * load(old));
+    store(m, held(r * load(old), (float)SATURATION));
     store(kept, gate(layer, layer->gate, sum[1], b + VL, 0, sum[1]));
     store(kept + VL, sum[2]);
 }
@@ -90,6 +92,10 @@ static void normalise(const Layer *layer, float *z, int gate, const int G) {
     const float *norm = (const float *)layer->norm + gate * VL;
     double mean = 0, variance = 0;
 #define AT(a, per_panel, u) (a)[(u) / VL * (per_panel) * VL + (u) % VL]
+    for (ptrdiff_t panel = 0; panel < PANELS(H); panel++) {
+        float *at = z + (panel * 4 + gate) * VL;
+        store(at, held(load(at), (float)SATURATION));
+    }
     for (int u = 0; u < H; u++)
         mean += AT(z + gate * VL, 4, u);
     mean /= H;

@@ -40,7 +40,7 @@ ALWAYS void accumulate(tile acc, const float *w, ptrdiff_t panel_stride, const f
     }
 }
 
-/* What a tile sums up and does then; see the tables below for the gates of each. */
+/* What a tile sums up and does then; the gates of each stand below. */
 enum {
     CELL_PLAIN,         /* the textbook's LSTM */
     CELL_OPTIONS,       /* any LSTM with four gates */
@@ -54,10 +54,13 @@ enum {
 };
 
 /* Gates with weights over the inputs, and over h; sums; which sum the last gate over h is. */
-ALWAYS int input_gates(int cell) { return (const int[]){4, 4, 3, 4, 3, 3, 3, 0}[cell]; }
-ALWAYS int hidden_gates(int cell) { return (const int[]){4, 4, 3, 4, 3, 3, 2, 1}[cell]; }
-ALWAYS int sums(int cell) { return (const int[]){4, 4, 3, 4, 3, 4, 3, 1}[cell]; }
-ALWAYS int last_hidden(int cell) { return (const int[]){3, 3, 2, 3, 2, 3, 1, 0}[cell]; }
+static const struct { int x, h, sums, last; } GATES[CELLS] = {
+    [CELL_PLAIN] = {4, 4, 4, 3},     [CELL_OPTIONS] = {4, 4, 4, 3},
+    [CELL_COUPLED] = {3, 3, 3, 2},   [CELL_SUMS] = {4, 4, 4, 3},
+    [CELL_COUPLED_SUMS] = {3, 3, 3, 2},
+    [CELL_GRU_AFTER] = {3, 3, 4, 3}, [CELL_GRU_BEFORE] = {3, 2, 3, 1},
+    [CELL_GRU_CANDIDATE] = {0, 1, 1, 0},
+};
 
 typedef struct {
     const Layer *layer;
@@ -76,6 +79,13 @@ typedef struct {
     float *c, *m, *z, *out;
 } places_of_panel;
 
+ALWAYS places_of_panel panel_of(const cell_work *work, int cell, int r, ptrdiff_t panel) {
+    const int halves = cell == CELL_GRU_BEFORE || cell == CELL_GRU_CANDIDATE;
+    const ptrdiff_t unit = panel * VL;
+    return (places_of_panel){work->h[r] + unit, work->c[r] + unit, halves ? work->m[r] + unit : 0,
+                             halves ? work->z[r] + panel * 4 * VL : 0, work->out[r] + unit};
+}
+
 /* A panel's sums -> its part of the new state. */
 static __attribute__((noinline)) void finish(const Layer *layer, int cell, ptrdiff_t panel, const vf *sum,
                                              places_of_panel at) {
@@ -89,12 +99,14 @@ static __attribute__((noinline)) void finish(const Layer *layer, int cell, ptrdi
     }
 }
 
-/* finish() on the last panel, of which only `lanes` units are real. Apart: the calls of memcpy
+/* finish() on the last panel, of which fewer than VL units are real. Apart: the calls of memcpy
  * would cost the others their registers. */
-static __attribute__((noinline)) void finish_last(const Layer *layer, int cell, ptrdiff_t panel, const vf *sum,
-                                                  places_of_panel at, int lanes) {
+static __attribute__((noinline)) void finish_last(const cell_work *work, int cell, int r, ptrdiff_t panel,
+                                                  const vf *sum) {
+    const Layer *layer = work->layer;
+    const places_of_panel at = panel_of(work, cell, r, panel);
     const int gru = layer->kind == GRU, before = cell == CELL_GRU_BEFORE;
-    const size_t bytes = lanes * sizeof(float);
+    const size_t bytes = (layer->units - panel * VL) * sizeof(float);
     float h[VL] = {0}, c[VL] = {0}, m[VL], out[VL];
     if (gru)
         memcpy(h, at.h, bytes);
@@ -108,30 +120,30 @@ static __attribute__((noinline)) void finish_last(const Layer *layer, int cell, 
 
 ALWAYS void cell_tile(const cell_work *work, const int R, const int P, const int cell) {
     const Layer *layer = work->layer;
-    const int candidate = cell == CELL_GRU_CANDIDATE, halves = candidate || cell == CELL_GRU_BEFORE;
+    const int candidate = cell == CELL_GRU_CANDIDATE;
     const int depth = candidate ? layer->units : layer->outputs;
-    const ptrdiff_t x_numbers = (ptrdiff_t)layer->inputs * input_gates(cell) * VL;
-    const ptrdiff_t panel_stride = x_numbers + (ptrdiff_t)depth * hidden_gates(cell) * VL;
+    const ptrdiff_t x_numbers = (ptrdiff_t)layer->inputs * GATES[cell].x * VL;
+    const ptrdiff_t panel_stride = x_numbers + (ptrdiff_t)depth * GATES[cell].h * VL;
     const float *w = (const float *)(candidate ? layer->w_p : layer->w) + work->panel * panel_stride;
     tile acc;
 #define Z(r, p, g) (work->z[r] + ((work->panel + (p)) * 4 + (g)) * VL)
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int p = 0; p < P; p++)
-            UNROLL for (int g = 0; g < sums(cell); g++) {
+            UNROLL for (int g = 0; g < GATES[cell].sums; g++) {
                 if (candidate)
                     acc[r][p][g] = load(Z(r, p, 1));
                 else
-                    acc[r][p][g] = work->x[0] || g >= input_gates(cell) ? SPLAT(0.0f) : load(Z(r, p, g));
+                    acc[r][p][g] = work->x[0] || g >= GATES[cell].x ? SPLAT(0.0f) : load(Z(r, p, g));
             }
     if (!candidate && work->x[0])
-        accumulate(acc, w, panel_stride, work->x, layer->inputs, R, P, input_gates(cell), input_gates(cell) - 1);
+        accumulate(acc, w, panel_stride, work->x, layer->inputs, R, P, GATES[cell].x, GATES[cell].x - 1);
     if (work->h[0])
         accumulate(acc, w + x_numbers, panel_stride, candidate ? (const float *const *)work->m : work->h,
-                   depth, R, P, hidden_gates(cell), last_hidden(cell));
+                   depth, R, P, GATES[cell].h, GATES[cell].last);
     if (!work->h[0] || cell == CELL_SUMS || cell == CELL_COUPLED_SUMS) {
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int p = 0; p < P; p++)
-                UNROLL for (int g = 0; g < input_gates(cell); g++)
+                UNROLL for (int g = 0; g < GATES[cell].x; g++)
                     store(Z(r, p, g), acc[r][p][g]);
         return;
     }
@@ -142,14 +154,12 @@ ALWAYS void cell_tile(const cell_work *work, const int R, const int P, const int
                 UNROLL for (int g = 0; g < 4; g++)
                     acc[r][p][g] += load((const float *)layer->b + (panel * 4 + g) * VL);
         UNROLL for (int r = 0; r < R; r++) {
-            const places_of_panel at = {work->h[r] + unit, work->c[r] + unit, halves ? work->m[r] + unit : 0,
-                                        halves ? Z(r, p, 0) : 0, work->out[r] + unit};
             if (layer->units - unit < VL)
-                finish_last(layer, cell, panel, acc[r][p], at, (int)(layer->units - unit));
+                finish_last(work, cell, r, panel, acc[r][p]);
             else if (cell == CELL_PLAIN)
-                lstm_plain(acc[r][p], at.c, at.out);
+                lstm_plain(acc[r][p], work->c[r] + unit, work->out[r] + unit);
             else
-                finish(layer, cell, panel, acc[r][p], at);
+                finish(layer, cell, panel, acc[r][p], panel_of(work, cell, r, panel));
         }
     }
 #undef Z
@@ -290,17 +300,17 @@ typedef struct {
     float *out; ptrdiff_t out_stride;
 } places;
 
-ALWAYS void place(cell_work *work, int r, ptrdiff_t i, char **rows, const places *at) {
-    work->x[r] = at->x ? at->x + i * at->x_stride : 0;
-    if (at->z)
-        work->z[r] = at->z + i * at->z_stride;
+ALWAYS void place(cell_work *work, int r, ptrdiff_t i, char **rows, const places at) {
+    work->x[r] = at.x ? at.x + i * at.x_stride : 0;
+    if (at.z)
+        work->z[r] = at.z + i * at.z_stride;
     if (rows) {
         float *row = (float *)rows[i];
-        work->h[r] = at->h ? at->h + i * at->h_stride : row + work->layer->h;
-        if (at->m)
-            work->m[r] = at->m + i * at->m_stride;
+        work->h[r] = at.h ? at.h + i * at.h_stride : row + work->layer->h;
+        if (at.m)
+            work->m[r] = at.m + i * at.m_stride;
         work->c[r] = row + work->layer->c;
-        work->out[r] = at->out + i * at->out_stride;
+        work->out[r] = at.out + i * at.out_stride;
     } else
         work->h[r] = 0;
 }
@@ -308,7 +318,7 @@ ALWAYS void place(cell_work *work, int r, ptrdiff_t i, char **rows, const places
 /* One step (or, without rows, its input half) of n streams: panels outside, so that a panel's
  * weights stay in the first cache while the streams pass. One stream takes two panels at a
  * time, to have enough sums under way at once. */
-static void pass(const Layer *layer, int cell, ptrdiff_t n, char **rows, const places *at) {
+static void pass(const Layer *layer, int cell, ptrdiff_t n, char **rows, const places at) {
     const ptrdiff_t panels = PANELS(layer->units);
     const ptrdiff_t count = (n + ROWS - 1) / ROWS;
     const int wide = cell == CELL_GRU_CANDIDATE;
@@ -355,9 +365,9 @@ static void step(const Layer *layer, int cell, ptrdiff_t n, char **rows, places 
         at.out = m, at.out_stride = H;
     if (cell == CELL_GRU_BEFORE)
         at.m = m, at.m_stride = H;
-    pass(layer, cell, n, rows, &at);
+    pass(layer, cell, n, rows, at);
     if (cell == CELL_GRU_BEFORE)
-        pass(layer, CELL_GRU_CANDIDATE, n, rows, &at);
+        pass(layer, CELL_GRU_CANDIDATE, n, rows, at);
     if (layer->norm)
         for (ptrdiff_t i = 0; i < n; i++)
             lstm_normed(layer, at.z + i * at.z_stride, (float *)rows[i] + layer->c, at.out + i * at.out_stride);
@@ -377,7 +387,7 @@ static void recurrent(const Layer *layer, ptrdiff_t n, ptrdiff_t steps, char **r
     const int ahead = steps > 1 && n <= AHEAD_STREAMS_MAX && layer->units >= AHEAD_UNITS_MIN;
     if (ahead) { /* the input half of all steps, ROWS steps a tile */
         places at = {.x = x, .x_stride = I, .z = z, .z_stride = Z};
-        pass(layer, cell, n * steps, 0, &at);
+        pass(layer, cell, n * steps, 0, at);
     }
     const int kept = ahead || layer->norm || cell == CELL_GRU_BEFORE;
     places at = {.z_stride = steps * Z, .out_stride = steps * O};

@@ -9,10 +9,10 @@
  *          the reset before the product, r, z, and w_p [panel][k][VL] has n's
  *          b [panel][4][VL] of r, z, n and, inside the reset, n again
  *   dense  w [panel][k][VL], b [panel][VL]; so too a projection's w_p, b_p
- * Every pre-activation is one chain of multiply-adds from zero over k, in this order, and then
- * its bias (which is often the largest: added first, each later sum would be rounded at its
- * size), whatever the batch, the tile, the lanes or the thread: this is what makes a stream's
- * bits its own.
+ * Every sum is one chain of multiply-adds from zero over k, in this order, and the bias comes
+ * after it (it is often the largest: added first, each later sum would be rounded at its size),
+ * whatever the batch, the tile, the lanes or the thread: this is what makes a stream's bits its
+ * own. Peepholes stand between the sum and the bias, so does layer norm.
  */
 #ifndef STREAMLSTM_KERNEL_H
 #define STREAMLSTM_KERNEL_H
@@ -22,7 +22,7 @@
 enum { LSTM, GRU, DENSE, ACTIVATION, EMBEDDING }; /* kinds */
 enum { LINEAR, TANH, SIGMOID, RELU, HARD_SIGMOID, HARD_SIGMOID6, SOFTMAX }; /* functions */
 enum { UNCOUPLED, COUPLED_I, COUPLED_F }; /* i = 1 - f; f = 1 - i */
-#define SATURATION 1e15 /* reference.py */
+#define SATURATION 1e15 /* layers.py */
 #define NORM_EPSILON 1e-8
 
 /* Options and weights of a layer; pointers are NULL where it has no such thing. */

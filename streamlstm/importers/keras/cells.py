@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.importers.gate_orders import canonical
+from streamlstm.importers.gate_orders import canonical, gru_biases
 from streamlstm.importers.keras.files import KerasFile, Place, refuse
 from streamlstm.importers.keras.flow import Config, Part, counted_names, layer_of, name_of
 from streamlstm.importers.keras.options import (
@@ -141,11 +141,8 @@ def _gru(cell: Part, file: KerasFile) -> GRU:
     if b is None:
         b = np.zeros(len(w_h), w_h.dtype)
     elif reset_after:
-        # Of the input and of the recurrent product; r acts on the candidate's second one.
         check_shape(cell, "bias", b, (2 * len(w_h),) if cudnn else (2, len(w_h)))
-        b, recurrent_b = (canonical(a, "keras", "gru") for a in b.reshape(2, -1))
-        b[: -len(w_h) // 3] += recurrent_b[: -len(w_h) // 3]
-        b_n = recurrent_b[-len(w_h) // 3 :]
+        b, b_n = gru_biases(*(canonical(a, "keras", "gru") for a in b.reshape(2, -1)))
     else:
         check_shape(cell, "bias", b, (len(w_h),))
         b = canonical(b, "keras", "gru")

@@ -34,7 +34,7 @@ _EXPANSION = 100
 # What old writers put before and behind a variable's own name: "lstm_1_W_i", "kernel_1:0".
 _ROLE = re.compile(
     r"(?:^|[/_])(recurrent_kernel|kernel|bias|embeddings|gamma|beta|moving_mean|moving_variance"
-    r"|[WUb]_[ifcozrh]|[Wb])(?:_\d+)?(?::\d+)?$"
+    r"|mean|variance|count|[WUb]_[ifcozrh]|[Wb])(?:_\d+)?(?::\d+)?$"
 )
 # Variables that change nothing in a run from the initial state: random seeds, kept states.
 _IDLE = re.compile(r"(seed_generator_state|rnn_state)(?:_\d+)?(?::\d+)?$")
@@ -96,7 +96,10 @@ class KerasFile:
                 f"{who} should have the weights {', '.join(roles)}, but {self.path.name} has "
                 f"{', '.join(found) or 'none'} for it; the file is damaged or not all of the model"
             )
-        return {role: _floats(a, f"{role} of {who}") for role, a in found.items()}
+        return {
+            role: a if role == "count" else _floats(a, f"{role} of {who}")  # Normalization's
+            for role, a in found.items()
+        }
 
     def counted(self, place: Place) -> dict[str, Array]:
         """In the Keras 3 layout: the arrays at `place`, by number."""
@@ -240,7 +243,8 @@ def _array(dataset: Any, name: str) -> Array:
     if dataset.external or dataset.is_virtual:
         refuse(f"{name} is kept in another file; save the model as one file")
     if dataset.dtype.kind not in "fiu":
-        refuse(f"{name} has dtype {dataset.dtype}; expected numbers")
+        dtype = "bfloat16" if dataset.dtype.str == "|V2" else dataset.dtype
+        refuse(f"{name} has dtype {dtype}; expected floats (save the model in float32)")
     _check_claim(name, dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size())
     return np.asarray(dataset[()])
 

@@ -155,10 +155,40 @@ def _batch_norm(part: Part, file: KerasFile, stream: Stream) -> Layers:
     mean, variance = weights["moving_mean"], weights["moving_variance"]
     for role, a in weights.items():
         check_shape(part, role, a, (mean.size,))
-    if not (variance >= 0).all():
-        refuse(f"moving_variance of {part.who} has numbers below 0; the file is damaged")
+    _check_variance(part, "moving_variance", variance)
     gamma, beta = weights.get("gamma", 1.0), weights.get("beta", 0.0)
     return [Scale.batch_norm(mean, variance, gamma, beta, epsilon)]
+
+
+def _normalization(part: Part, file: KerasFile, stream: Stream) -> Layers:
+    """(x - mean) / max(sqrt(variance), 1e-7): keras/src/layers/preprocessing/normalization.py."""
+    axis, *told = options(part, axis=REQUIRED, mean=None, variance=None)
+    _check_last_axis(part, axis, stream)
+    if told == [None, None]:
+        weights = file.variables(part.who, part.place, ("mean", "variance", "count"))
+        mean, variance = weights["mean"], weights["variance"]
+        check_shape(part, "variance", variance, mean.shape)
+    else:
+        mean, variance = (_vector(part, value, stream) for value in told)
+    _check_variance(part, "variance", variance)
+    scale = 1 / np.maximum(np.sqrt(variance.astype(float)), 1e-7)
+    return [Scale(scale, -mean * scale)]
+
+
+def _rescaling(part: Part, file: KerasFile, stream: Stream) -> Layers:  # noqa: ARG001
+    told = options(part, scale=REQUIRED, offset=0.0)
+    return [Scale(*(_vector(part, value, stream) for value in told))]
+
+
+def _vector(part: Part, value: Any, stream: Stream) -> Array:
+    """A number, or one for each that flows, as a vector."""
+    size = _size(part, stream)
+    numbers = value if isinstance(value, list) else [value] * size
+    if len(numbers) != size or not all(type(v) in (int, float) for v in numbers):
+        refuse(
+            f"{part.who} has {str(value)[:60]} for {size} inputs; expected one number, or {size}"
+        )
+    return np.array(numbers, float)
 
 
 def _activation(part: Part, file: KerasFile, stream: Stream) -> Layers:
@@ -182,9 +212,18 @@ def _softmax(part: Part, file: KerasFile, stream: Stream) -> Layers:  # noqa: AR
 
 
 def _activated(part: Part, function: Function, stream: Stream) -> Layers:
+    return [Activation(function, _size(part, stream))]
+
+
+def _size(part: Part, stream: Stream) -> int:
     if stream.size is None:
         refuse(f"{part.who} comes first, and the file does not tell the number of inputs")
-    return [Activation(function, stream.size)]
+    return stream.size
+
+
+def _check_variance(part: Part, role: str, a: Array) -> None:
+    if not (a >= 0).all():
+        refuse(f"{role} of {part.who} has numbers below 0; the file is damaged")
 
 
 def _check_last_axis(part: Part, axis: Any, stream: Stream) -> None:
@@ -198,6 +237,8 @@ _BUILD: dict[str, Callable[[Part, KerasFile, Stream], Layers]] = {
     "Activation": _activation,
     "BatchNormalization": _batch_norm,
     "Dense": _dense,
+    "Normalization": _normalization,
     "ReLU": _relu,
+    "Rescaling": _rescaling,
     "Softmax": _softmax,
 }

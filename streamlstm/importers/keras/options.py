@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from streamlstm.importers.keras.files import KerasFile, refuse
-from streamlstm.importers.keras.flow import Part
+from streamlstm.importers.keras.flow import Config, Part
 from streamlstm.layers import Function
 
 Array = NDArray[Any]
@@ -29,13 +29,18 @@ _DTYPES = ("float16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 REQUIRED = object()  # as a default: refuse to guess
 
 
+def renamed(config: Config) -> Config:
+    """The same options by the names that they have since Keras 2."""
+    return {_OLD_NAMES.get(name, name): value for name, value in config.items()}
+
+
 def options(part: Part, **defaults: Any) -> list[Any]:
     """The values of these options of a layer, all others being checked.
 
     Raises UnsupportedModelError for an option or dtype not known, and for a REQUIRED one that
     the file does not tell.
     """
-    config = {_OLD_NAMES.get(name, name): value for name, value in part.config.items()}
+    config = renamed(part.config)
     for name, value in config.items():
         idle = _HARMLESS.fullmatch(name) or value is None or value is False
         if name not in defaults and not idle:

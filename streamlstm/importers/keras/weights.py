@@ -10,9 +10,6 @@ from streamlstm.importers.keras.files import KerasFile, Place, role_of
 from streamlstm.importers.keras.flow import Config, Part
 from streamlstm.importers.source import Found
 
-# Keras' defaults: the file does not tell.
-_CELL: Config = {"activation": "tanh", "recurrent_activation": "sigmoid", "return_sequences": True}
-
 
 def weight_parts(file: KerasFile) -> dict[str, Part | Found]:
     """Each layer that has weights, or why it can't be imported, by its name; text is "" where it
@@ -22,6 +19,20 @@ def weight_parts(file: KerasFile) -> dict[str, Part | Found]:
     """
     places = dict(_named_places(file) if file.by_name else _counted_places(file))
     return {name: _part(name, place, file) for name, place in places.items()}
+
+
+def gate_function(file: KerasFile) -> str:
+    """Keras' default recurrent_activation when the file was written; "" where it is not clear.
+
+    Keras 2.3 made hard_sigmoid a sigmoid (its release notes). TensorFlow 2.0, with sigmoid, and 1.x
+    both called theirs 2.2.4-tf. The Keras 3 layout is younger than that.
+    """
+    if not file.by_name:
+        return "sigmoid"
+    version = re.match(r"(\d+)\.(\d+)", file.version)
+    if version is None or file.version == "2.2.4-tf":
+        return ""
+    return "hard_sigmoid" if (int(version[1]), int(version[2])) < (2, 3) else "sigmoid"
 
 
 def _named_places(file: KerasFile) -> Iterator[tuple[str, Place]]:
@@ -66,7 +77,7 @@ def _part(name: str, place: Place, file: KerasFile) -> Part | Found:
     except UnsupportedModelError as e:
         return Found(name, "", None, str(e))
     use_bias = "bias" in shapes
-    config: Config = {"name": name, "use_bias": use_bias}
+    config: Config = {"name": name, "use_bias": use_bias, "return_sequences": True}
     if shapes.keys() - {"bias"} == {"kernel", "recurrent_kernel"}:
         kind = _cell_kind(shapes)
         if kind == "GRU":
@@ -80,8 +91,15 @@ def _part(name: str, place: Place, file: KerasFile) -> Part | Found:
         if kind:
             if kind.startswith("CuDNN"):
                 return Part(name, kind, {"name": name, "return_sequences": True}, place)
+            if not (gate := gate_function(file)):
+                return refused(
+                    kind,
+                    f"is of Keras {file.version or 'without a version'}, so that its default "
+                    "functions are not clear; save the whole model (model.save)",
+                )
+            config |= {"activation": "tanh", "recurrent_activation": gate}
             bare = not file.by_name and not place.below
-            return Part(name, f"{kind}Cell" if bare else kind, config | _CELL, place)
+            return Part(name, f"{kind}Cell" if bare else kind, config, place)
     if shapes.keys() - {"bias"} == {"kernel"} and len(shapes["kernel"]) == 2:
         return Part(name, "Dense", config, place)
     if shapes.keys() == {"embeddings"}:

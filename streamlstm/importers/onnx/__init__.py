@@ -1,8 +1,8 @@
 """ONNX: graphs with LSTM and GRU nodes, read with the library `onnx` and not run.
 
 graph (nodes) -> walk (where each value comes from) -> network (which input holds the events). A
-walk asks constants (folding), cells (recurrent nodes), states (what they start from), operators
-and axes (what a flow goes through). run asks onnxruntime.
+walk asks constants (folding), cells (recurrent nodes), states (what they start from), operators,
+rounded and axes (what a flow goes through). run asks onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from streamlstm.importers.fold import Scale
 from streamlstm.importers.onnx import graph, run
 from streamlstm.importers.onnx.cells import QUANTIZED
 from streamlstm.importers.onnx.network import Network
-from streamlstm.importers.source import Found
+from streamlstm.importers.onnx.rounded import ROUNDS
+from streamlstm.importers.source import Found, Source
 from streamlstm.layers import Layer
 
 Array = NDArray[Any]
@@ -37,7 +38,7 @@ def read(path: Path, *, activations: Any, layers: Any) -> OnnxSource:
     return source
 
 
-class OnnxSource:
+class OnnxSource(Source):
     """The network of an ONNX file; a Source."""
 
     format = "ONNX"
@@ -47,8 +48,11 @@ class OnnxSource:
 
     @property
     def framework(self) -> str:
-        nodes = self._network.file.graph.everywhere()
-        return run.framework(quantized=any(node.op == QUANTIZED for node in nodes))
+        return run.framework(quantized=self.quantizes)
+
+    @property
+    def quantizes(self) -> bool:
+        return any(node.op in (QUANTIZED, ROUNDS) for node in self._network.file.graph.everywhere())
 
     def recurrent(self) -> Sequence[Found]:
         return [taken.found for taken in self._network.best.taken.values()]

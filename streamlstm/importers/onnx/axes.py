@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.importers.onnx.flow import Flow, constant, ints, unproven
-from streamlstm.importers.onnx.graph import Node
+from streamlstm.importers.onnx.graph import FLOATS, Node
 
 Array = NDArray[Any]
 
@@ -24,9 +24,9 @@ def _identity(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
         if trains or (training is not None and np.any(training)):
             raise unproven(node, "drops numbers, as in training")
     elif node.op == "Cast":
-        to = node.attributes(to="int", saturate="int", round_mode="string").get("to")
-        integers = (6, 7)  # int32 and int64: an index is the same in both
-        if to != flow.dtype and not (to in integers and flow.dtype in integers):
+        to = node.attributes(to="int", saturate="int", round_mode="string").get("to", 0)
+        kinds = (6, 7), FLOATS  # an index is the same in int32 and int64; floats are rounded
+        if to != flow.dtype and not any({to, flow.dtype} <= set(kind) for kind in kinds):
             raise unproven(node, "changes the type of the numbers")
         return replace(flow, dtype=to)
     else:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
-from streamlstm.importers.onnx.graph import FLOATS, INTEGERS, Node, tensor
+from streamlstm.importers.onnx.graph import FLOATS, INTEGERS, Node, line_of, tensor
 
 Array = NDArray[Any]
 BOOL = 9  # TensorProto.DataType
@@ -36,9 +36,12 @@ MOVING = {
     "Neg",
     "Not",
 }
-FOLDED = ELEMENTWISE | MOVING | {"Gather", "ConstantOfShape", "Expand", "DequantizeLinear"}
-# Numbers that folding may make in any case, and beside each byte of the file.
-ALWAYS, PER_BYTE = 1 << 22, 16
+FOLDED = ELEMENTWISE | MOVING | {
+    "Gather", "ConstantOfShape", "Expand", "Tile", "DequantizeLinear",
+}  # fmt: skip
+# Numbers that folding may make in any case, and beside each byte of the file; a node's work
+# counts as so many.
+ALWAYS, PER_BYTE, PER_NODE = 1 << 22, 16, 500
 
 
 class Constants:
@@ -80,12 +83,14 @@ class Constants:
         try:
             size = _size(node, inputs)
         except (ValueError, TypeError, IndexError, AttributeError) as e:
-            raise UnsupportedModelError(f"{node} has inputs that don't fit it ({e})") from e
+            raise UnsupportedModelError(
+                f"{node} has inputs that don't fit it or each other; the file is damaged"
+            ) from e
         if size > self._left:
             raise UnsupportedModelError(
                 f"{node} would make {size:,} numbers, too many for a file of this size"
             )
-        self._left -= size if keep else 0
+        self._left -= size + PER_NODE
         outputs = _evaluated(node, inputs)
         if keep:
             self._folded[node] = outputs
@@ -99,6 +104,8 @@ def _size(node: Node, inputs: Sequence[Array | None]) -> int:
         return _product(given[0])
     if node.op == "Expand":
         return math.prod(np.broadcast_shapes(given[0].shape, _shape(given[1])))
+    if node.op == "Tile":
+        return given[0].size * math.prod(_shape(given[1]))
     if node.op in ELEMENTWISE:
         return math.prod(np.broadcast_shapes(*(a.shape for a in given)))
     if node.op == "Gather":
@@ -140,8 +147,7 @@ def _evaluated(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
             warnings.simplefilter("ignore")
             made = [np.asarray(a) for a in ReferenceEvaluator(model).run(None, names)]
     except Exception as e:  # whatever wrong inputs make of it
-        first = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise UnsupportedModelError(f"{node} can't be computed ({first})") from e
+        raise UnsupportedModelError(f"{node} can't be computed ({line_of(e)})") from e
     made = [a.astype(np.float32) if _half(a) else a for a in made]
     if any(a.dtype.kind not in "fiub" for a in made):
         raise UnsupportedModelError(f"{node} makes what is no array of numbers")

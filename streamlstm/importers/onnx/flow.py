@@ -22,6 +22,7 @@ from streamlstm.layers import Layer
 
 Array = NDArray[Any]
 Axes = tuple[str, ...]
+MOST_LAYERS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,11 @@ class Flow:
         return self.axes[k] == "F" or (self.width == 1 and self.axes[k] == "1")
 
     def through(self, layer: Layer | Scale, width: int) -> Flow:
-        """This flow behind one more layer of as many axes."""
+        """This flow behind one more layer of as many axes. Raises UnsupportedModelError."""
+        if len(self.layers) >= MOST_LAYERS:  # each flow has its own list of them
+            raise UnsupportedModelError(
+                f"the network has more than {MOST_LAYERS} layers, one behind the other"
+            )
         return replace(self, layers=(*self.layers, layer), width=width, hidden=False)
 
     def moved(self, axes: Sequence[str]) -> Flow:

@@ -22,7 +22,7 @@ from streamlstm.importers.onnx.cells import Cell
 from streamlstm.importers.onnx.constants import Constants
 from streamlstm.importers.onnx.flow import Axes, Flow
 from streamlstm.importers.onnx.graph import FLOATS, INTEGERS, File, Node
-from streamlstm.importers.onnx.states import Unknown, Value, depth_of
+from streamlstm.importers.onnx.states import End, Ends, Unknown, Value, depth_of
 from streamlstm.importers.onnx.walk import Taken, Walk
 from streamlstm.layers import Layer
 
@@ -30,6 +30,8 @@ Array = NDArray[Any]
 
 # Lengths to assume where the graph leaves it open: what comes out must not depend on them.
 ASSUMED_STEPS = (7, 11)
+# Nodes that are gone through for it, each time that it is.
+MOST_VISITS = 60_000
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ class Network:
         best = self.under(None)
         if not best.taken:
             return Outcome(None, {}, "", None, Unknown(self._unrolled()))
-        for assumed in _assumptions(self.file):
+        nodes = sum(1 for _ in self.file.graph.everywhere())
+        for tried, assumed in enumerate(_assumptions(self.file)):
+            if tried * nodes > MOST_VISITS:
+                why = "the graph has too many inputs to try which one holds the events"
+                return replace(best, refusal=Unknown(f"{why}; select one recurrent layer"))
             outcome = self.under(assumed)
             if outcome.flow is not None and not assumed.fixed:
                 outcome = self._confirmed(outcome, assumed)
@@ -113,7 +119,7 @@ class Network:
         refusal = other.refusal
         if other.flow:
             why = "the network depends on the length of the sequence, which a stream has not"
-            refusal = Unknown(f"{why}; select one recurrent layer", len(other.flow.layers))
+            refusal = Unknown(f"{why}; select one recurrent layer", depth_of(other.flow))
         return Outcome(assumed, outcome.taken, "", None, refusal)
 
     def _unrolled(self) -> str:
@@ -185,6 +191,11 @@ def _answer(values: dict[str, Value]) -> tuple[str, Flow]:
     flows = {name: value for name, value in values.items() if isinstance(value, Flow)}
     # Those that are states stand beside the answer; alone they are the answer.
     heads = {name: flow for name, flow in flows.items() if not flow.hidden} or flows
+    if not heads and any(isinstance(value, End | Ends) for value in values.values()):
+        raise UnsupportedModelError(
+            f"the outputs {list(values)} are states that a sequence ends with, and not h of one "
+            "layer; export the last layer's output too, or select one recurrent layer"
+        )
     if not heads:
         raise UnsupportedModelError(
             f"none of the outputs {list(values)} is computed from the graph's input; "

@@ -53,7 +53,7 @@ def applied(node: Node, inputs: Sequence[Flow | Array | None]) -> Flow | Array:
 def _matmul(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
     node.attributes()
     w = floats(node, constant(node, given))
-    return _dense(node, flow, w.T, np.zeros(w.shape[-1:], w.dtype))
+    return dense(node, flow, w.T, np.zeros(w.shape[-1:], w.dtype))
 
 
 def _gemm(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
@@ -70,16 +70,17 @@ def _gemm(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
     # In float64 where alpha or beta is not 1, else as they are.
     w = w if a.get("alpha", 1.0) == 1 else (w * float(a["alpha"])).astype(w.dtype)
     c = c if a.get("beta", 1.0) == 1 else (c * float(a["beta"])).astype(c.dtype)
-    return _dense(node, flow, w, np.broadcast_to(floats(node, c).ravel(), len(w)))
+    return dense(node, flow, w, np.broadcast_to(floats(node, c).ravel(), len(w)))
 
 
-def _dense(node: Node, flow: Flow, w: Array, b: Array) -> Flow:
+def dense(node: Node, flow: Flow, w: Array, b: Array) -> Flow:
+    """The flow behind w [O, I] and b [O]. Raises UnsupportedModelError."""
     if w.ndim != 2 or not w.size:
         raise unproven(node, f"has weights {list(w.shape)}; expected a matrix")
     if not flow.has_features(-1) or flow.width not in (None, w.shape[1]):
         raise unproven(node, "sums over an axis that is not that of its features")
     flow = replace(flow, axes=(*flow.axes[:-1], "F"), width=len(w))
-    return replace(flow, layers=(*flow.layers, Dense(w, b)), hidden=False)
+    return flow.through(Dense(w, b), len(w))
 
 
 def _arithmetic(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
@@ -91,7 +92,7 @@ def _arithmetic(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
     long = [k - c.ndim for k, n in enumerate(c.shape) if n != 1]
     if c.ndim > len(flow.axes) or len(long) > 1 or (long and not flow.has_features(long[0])):
         raise unproven(node, f"has constants {list(c.shape)} that are not one for each feature")
-    width = flow.width or c.size
+    width = flow.width or max(c.size, 1)
     if c.size not in (1, width):
         raise unproven(node, f"has constants {list(c.shape)} for {width} features")
     c = c.ravel().astype(float)
@@ -138,10 +139,9 @@ def _activation(node: Node, flow: Flow, _: Sequence[Any]) -> Flow:
     else:
         node.attributes(consumed_inputs="ints")
         function = {"Tanh": "tanh", "Sigmoid": "sigmoid", "Relu": "relu"}[node.op]  # type: ignore[assignment]
-    if flow.width is None:
-        flow.sizes(node)
-        raise unproven(node, "stands before the first layer with weights")
-    return flow.through(Activation(function, flow.width), flow.width)
+    flow.sizes(node)  # of an open width there is no layer
+    width = flow.width or 1
+    return flow.through(Activation(function, width), width)
 
 
 def _embedding(node: Node, table: Any, flow: Flow) -> Flow:

@@ -28,7 +28,6 @@ def framework(*, quantized: bool) -> str:
         import onnxruntime  # noqa: PLC0415  (not had by most)
     except ImportError:
         return ""
-    # Its numbers are then rounded to 8 bits on their way, ours are not.
     note = " (quantizing activations)" if quantized else ""
     return f"onnxruntime {onnxruntime.__version__}{note}"
 
@@ -175,10 +174,6 @@ class _Run:
         feeds |= dict(zip(self._state_inputs, states, strict=True))
         y, *states[:] = self._session.run(self._outputs, feeds)
         flow = self._flow
-        if y.ndim != len(flow.axes):
-            raise UnsupportedModelError(
-                f"onnxruntime gives an output of {y.ndim} axes where the graph has {len(flow.axes)}"
-            )
         y = y[tuple(slice(None) if axis in "TF" else 0 for axis in flow.axes)]
         long = [axis for axis in flow.axes if axis in "TF"]
         y = y.T if long == ["F", "T"] else y

@@ -13,6 +13,7 @@ from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.onnx.constants import Constants
 from streamlstm.importers.onnx.flow import Flow
 from streamlstm.importers.onnx.graph import FLOATS, Node
+from streamlstm.importers.onnx.rounded import Rounded
 
 Array = NDArray[Any]
 
@@ -74,7 +75,7 @@ class Unknown:
     depth: int = 0
 
 
-Value = Constant | Flow | Start | End | Ends | Unknown
+Value = Constant | Flow | Rounded | Start | End | Ends | Unknown
 
 
 def start(node: Node, inputs: Sequence[Value | None], constants: Constants) -> Value | None:
@@ -149,8 +150,8 @@ def _one_of(
 
 def depth_of(value: Value | None) -> int:
     """How far the network had been followed, for the reason of the pass that went furthest."""
-    if isinstance(value, Flow):
-        return len(value.layers) + 1
+    if isinstance(value, Flow | Rounded):
+        return len((value.flow if isinstance(value, Rounded) else value).layers) + 1
     return value.depth if isinstance(value, Unknown | End | Ends) else 0
 
 

@@ -9,7 +9,7 @@ recurrent layers elsewhere in the file as they are.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from streamlstm.importers.onnx.constants import FOLDED, Constants
 from streamlstm.importers.onnx.flow import Flow
 from streamlstm.importers.onnx.graph import Graph, Node
 from streamlstm.importers.onnx.operators import applied
+from streamlstm.importers.onnx.rounded import rounded
 from streamlstm.importers.onnx.states import (
     Constant,
     End,
@@ -40,7 +41,7 @@ from streamlstm.layers import LSTM, Layer
 Array = NDArray[Any]
 
 
-Scope = MutableMapping[str, Value]
+Scope = ChainMap[str, Value]
 LOOPS = ("Loop", "Scan", "SequenceMap")
 
 
@@ -141,12 +142,14 @@ class Walk:
                 raise UnsupportedModelError(each.why)
         if (ended := end(node, inputs, self.constants)) is not None:
             return [ended] * len(node.proto.output)
+        plain: list[Any] = [each.a if isinstance(each, Constant) else each for each in inputs]
+        if (parts := rounded(node, plain)) is not None:
+            return parts
         if any(isinstance(each, Start | End | Ends) for each in known):
             raise UnsupportedModelError(
                 f"{node} takes a recurrent state or a second input of the graph, "
                 "which can't be imported; select one recurrent layer"
             )
-        plain: list[Any] = [each.a if isinstance(each, Constant) else each for each in inputs]
         value = applied(node, plain)
         return [Constant(value, varies=True) if isinstance(value, np.ndarray) else value]
 
@@ -155,7 +158,7 @@ class Walk:
     def _branches(self, node: Node, inputs: list[Value | None], scope: Scope) -> Sequence[Value]:
         made: dict[str, list[Value]] = {}
         for name, body in node.bodies.items():
-            inner = _inner(scope)
+            inner = scope.new_child()
             self._graph(body, inner)
             made[name] = [
                 inner.get(each.name) or Unknown(f"{node} lacks the output {each.name!r}")
@@ -180,7 +183,7 @@ class Walk:
 
     def _bodies(self, node: Node, scope: Scope) -> None:
         for body in node.bodies.values():
-            inner = _inner(scope)
+            inner = scope.new_child()
             for each in body.proto.input:
                 inner[each.name] = Unknown(f"{each.name!r} is made by {node} while it runs")
             self._graph(body, inner)
@@ -204,7 +207,7 @@ class Walk:
             refusal = str(e)
             if layer is None:
                 found = Found(node.where, text(node, weights), None, refusal)
-            depth = depth_of(by_name.get("X"))
+            depth = max(map(depth_of, inputs), default=0)
             outputs = [Unknown(refusal, depth)] * max(3, len(node.proto.output))
         self.taken[node.where] = Taken(node, weights, found, on_top)
         return outputs
@@ -292,7 +295,3 @@ class Walk:
         if built.batch_first:
             return [y.moved((b, t, "1", "F")), y_h.moved((b, "1", "F")), End(depth_of(y))]
         return [y.moved((t, "1", b, "F")), y_h.moved(("1", b, "F")), End(depth_of(y))]
-
-
-def _inner(scope: Scope) -> Scope:
-    return scope.new_child() if isinstance(scope, ChainMap) else ChainMap({}, scope)

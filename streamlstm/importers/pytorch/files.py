@@ -175,6 +175,8 @@ def _with_arrays(value: Any, depth: int = 0, seen: dict[int, Any] | None = None)
     elif isinstance(value, Made):
         if value.name in _TENSORS:
             made = _tensor(*value.args[:4])
+            if value.args[6:] and value.args[6].get("neg"):
+                made = -made
             turned = value if made is None else made
         elif value.name in _PARAMETERS:
             turned = _with_arrays(value.args[0], depth + 1, seen)
@@ -197,7 +199,10 @@ def _tensor(storage: Any, start: int, size: tuple[int, ...], stride: tuple[int, 
     count = math.prod(size)
     last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > len(flat) or (count and last >= len(flat)):
-        raise ValueError(f"a tensor of size {size} is larger than its storage of {len(flat)}")
+        raise ValueError(
+            f"a tensor of size {size} is larger than its storage of {len(flat)}, "
+            "unless it is an expanded one, to be saved .contiguous()"
+        )
     if storage.dtype == _BFLOAT16:
         flat = _from_bfloat16(flat)
     if not count:
@@ -214,12 +219,16 @@ def safetensors(path: Path) -> dict[str, Array]:
     """The tensors of a .safetensors file. Raises UnsupportedModelError."""
     try:
         with safe_open(path, framework="numpy") as f:
-            if "streamlstm" in (f.metadata() or {}):
+            notes = f.metadata() or {}
+            if "streamlstm" in notes:
                 raise UnsupportedModelError(f"{path} is our own model file; read it with load")
             names = list(f.keys())
             half = {n for n in names if f.get_slice(n).get_dtype() == "BF16"}
             tensors = {n: f.get_tensor(n) for n in names if n not in half}
-        return tensors | _bfloat16_tensors(path, half)
+        tensors |= _bfloat16_tensors(path, half)
+        # safetensors.torch.save_model writes one of the names that share a tensor, and notes the
+        # others.
+        return {n: tensors[kept] for n, kept in notes.items() if kept in tensors} | tensors
     except (SafetensorError, TypeError, ValueError, AttributeError) as e:
         raise UnsupportedModelError(f"{path} can't be read as safetensors: {e}") from e
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.fold import Scale
-from streamlstm.importers.gate_orders import canonical
+from streamlstm.importers.gate_orders import canonical, gru_biases
 from streamlstm.importers.pytorch.files import REBUILT
 from streamlstm.importers.pytorch.pickles import Made
 from streamlstm.importers.source import Found
@@ -31,6 +31,10 @@ Array = NDArray[Any]
 Tensors = Mapping[str, Any]
 
 EPSILON = 1e-5  # torch.nn.BatchNorm1d's default; a state dict does not keep it
+_NO_OPTIONS: Mapping[str, Any] = {}
+_PERMANENT = (
+    "make pruning or a parametrisation permanent first (prune.remove, remove_parametrizations)"
+)
 RECURRENT = {4: "LSTM", 3: "GRU", 1: "RNN"}  # by blocks of H rows
 _RECURRENT_KEY = re.compile(
     r"(?P<prefix>(?:.*[._])?)"
@@ -50,7 +54,8 @@ class Part:
     where: its module path; of a layer of nn.LSTM or nn.GRU with l{k} behind it. kind: torch's
     class. tensors: by torch's names without path and "_l{k}". layer: the same as ours; None for
     what is no such layer. told: whether the next part is known to follow it.
-    function: of an activation that is known to follow the part before.
+    function: of an activation; placed: whether it is known to follow the part before.
+    assumed: what was not told of it, in a clause.
     """
 
     where: str
@@ -60,11 +65,19 @@ class Part:
     refusal: str = ""
     told: bool = False
     function: Function | None = None
+    placed: bool = True
     epsilon: float = EPSILON
+    assumed: str = ""
 
     @property
     def recurrent(self) -> bool:
         return self.kind.removesuffix("Cell") in RECURRENT.values()
+
+    @property
+    def module(self) -> str:
+        """The path of its module."""
+        stacked = self.recurrent and not self.kind.endswith("Cell")
+        return re.sub(r"(^|[._])l\d+$", "", self.where) if stacked else self.where
 
     def found(self) -> Found:
         """It as a recurrent layer found."""
@@ -93,7 +106,7 @@ def float_array(key: str, a: Any) -> Array:
         raise UnsupportedModelError(_made(key, a))
     if hasattr(a, "detach"):
         try:
-            a = a.detach().cpu()
+            a = a.detach().cpu().resolve_neg()
             half = a.is_floating_point() and a.element_size() < 4  # NumPy has no bfloat16
             a = (a.float() if half else a).numpy()
         except (NotImplementedError, RuntimeError, TypeError) as e:
@@ -140,9 +153,12 @@ def _plain_parts(prefix: str, tensors: Tensors) -> list[Part]:
 
 
 def _stranger(key: str, a: Any) -> Part:
+    way_out = "leave it out if it does not change the outputs, or select a recurrent layer alone"
+    if re.search(r"(^|[._])[hc]_?0$", key):
+        way_out = "a learned start is called h0_l0 or c0_l0 [H] beside its layer's weight_ih_l0"
     refusal = (
         f"tensor {key!r} {list(np.shape(a))} belongs to no LSTM, GRU, Linear, Embedding or "
-        "BatchNorm1d layer; only these can be imported from a state dict"
+        f"BatchNorm1d layer; {way_out}"
     )
     return Part(key, "tensor", {}, None, _made(key, a) if isinstance(a, Made) else refusal)
 
@@ -177,8 +193,19 @@ def _checked(
 # -- layers without state ----------------------------------------------------------------
 
 
-def leaf(kind: str, prefix: str, tensors: Tensors, epsilon: float = EPSILON) -> Part:
-    """The Linear, Embedding or BatchNorm1d layer of these tensors; prefix: "head." of "head"."""
+def leaf(
+    kind: str, prefix: str, tensors: Tensors, options: Mapping[str, Any] = _NO_OPTIONS
+) -> Part:
+    """The Linear, Embedding or BatchNorm1d layer of these tensors; prefix: "head." of "head".
+
+    options: what its class was made with, as far as that is known.
+    """
+    where, assumed = prefix[:-1], ""
+    if kind == "BatchNorm1d" and "eps" not in options:
+        assumed = f"the eps of BatchNorm1d {where!r} is {EPSILON:g}, torch's default"
+    if kind == "Embedding" and "max_norm" not in options:
+        assumed = f"Embedding {where!r} has no max_norm"
+    epsilon = options.get("eps", EPSILON)
 
     def key(name: str) -> str:
         return prefix + name
@@ -194,14 +221,16 @@ def leaf(kind: str, prefix: str, tensors: Tensors, epsilon: float = EPSILON) -> 
         else:
             layer = _matrix_layer(kind, arrays, key)
     except UnsupportedModelError as e:
-        return Part(prefix[:-1], kind, {}, None, str(e))
-    return Part(prefix[:-1], kind, arrays, layer, epsilon=epsilon)
+        return Part(where, kind, {}, None, str(e))
+    return Part(where, kind, arrays, layer, epsilon=epsilon, assumed=assumed)
 
 
 def _matrix_layer(kind: str, arrays: dict[str, Array], key: Callable[[str], str]) -> Layer:
     w = arrays.get("weight")
     if w is None or w.ndim != 2:
-        raise UnsupportedModelError(f"{key('weight')!r} of a {kind} is missing or is no matrix")
+        raise UnsupportedModelError(
+            f"{key('weight')!r} of a {kind} is missing or is no matrix; {_PERMANENT}"
+        )
     if kind == "Embedding":
         _checked(arrays, {"weight": w.shape}, key)
         return Embedding(w)
@@ -223,14 +252,8 @@ def _batch_norm(arrays: dict[str, Array], key: Callable[[str], str], epsilon: fl
     variance = arrays["running_var"]
     if not (variance >= 0).all():
         raise UnsupportedModelError(f"{key('running_var')!r} holds negative numbers or NaN")
-    with np.errstate(over="ignore", invalid="ignore"):  # Model refuses what is not finite
-        return Scale.batch_norm(
-            arrays["running_mean"],
-            variance,
-            arrays.get("weight", np.float64(1)),
-            arrays.get("bias", np.float64(0)),
-            epsilon,
-        )
+    affine = arrays.get("weight", 1), arrays.get("bias", 0)
+    return Scale.batch_norm(arrays["running_mean"], variance, *affine, epsilon)
 
 
 # -- recurrent layers --------------------------------------------------------------------
@@ -254,7 +277,7 @@ def recurrent_parts(prefix: str, tensors: Tensors) -> list[Part]:
                 Part(prefix, "tensor", {}, None, f"the state dict lacks '{prefix}weight_ih_l{k}'")
             )
             break
-    return parts + strange
+    return [replace(part, told=True) for part in parts[:-1]] + parts[-1:] + strange
 
 
 def _number(suffix: str) -> int:
@@ -274,7 +297,7 @@ def _recurrent(prefix: str, suffix: str, tensors: Tensors) -> Part:
     try:
         for name in ("weight_ih", "weight_hh"):
             if name not in tensors:
-                raise UnsupportedModelError(f"the state dict lacks {key(name)!r}")
+                raise UnsupportedModelError(f"the state dict lacks {key(name)!r}; {_PERMANENT}")
         arrays = {name: float_array(key(name), a) for name, a in tensors.items()}
         kind = _kind(arrays, key)
         if suffix.endswith("_reverse"):
@@ -352,8 +375,5 @@ def _gru(arrays: dict[str, Array], key: Callable[[str], str]) -> GRU:
         canonical(a, "pytorch", "gru")
         for a in (arrays["weight_ih"], arrays["weight_hh"], *_biases(arrays))
     )
-    # n's hidden bias is inside the reset's product, where adding it to the other is wrong.
-    with np.errstate(over="ignore", invalid="ignore"):
-        b = np.concatenate([(b_x + b_h)[: 2 * units], b_x[2 * units :]])
-    b_n = b_h[2 * units :] if "bias_hh" in arrays else None
-    return GRU(w_x, w_h, b, b_n, arrays.get("h0"))
+    b, b_n = gru_biases(b_x, b_h)
+    return GRU(w_x, w_h, b, b_n if "bias_hh" in arrays else None, arrays.get("h0"))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.pytorch.layers import (
-    EPSILON,
     Part,
     is_tensor,
     leaf,
@@ -38,15 +38,21 @@ FUNCTIONS: dict[str, Function] = {
     "Hardsigmoid": "hard_sigmoid6",
     "Softmax": "softmax",
 }
-# Modules that leave numbers as they are when a network is only run.
-_TRANSPARENT = {f"{_NN}dropout.{kind}" for kind in ("Dropout", "Dropout1d", "AlphaDropout")} | {
-    f"{_NN}linear.Identity"
+# Modules that leave numbers as they are when a network is only run, or stand beside its flow.
+_TRANSPARENT = (f"{_NN}dropout.", f"{_NN}linear.Identity", f"{_NN}loss.")
+# What only runs another module, and the name of that one in it.
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
 }
 _SEQUENTIAL = f"{_NN}container.Sequential"
 # Modules in each other, and in one network: no real one is near, a hostile file may be.
 _DEEPEST = 32
 _MOST = 100_000
-_LISTS = {f"{_NN}container.ModuleList", f"{_NN}container.ModuleDict"}
+_LISTS = {f"{_NN}{name}" for name in ("container.ModuleList", "container.ModuleDict")}
+_LISTS |= {f"{_NN}module.Module"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +77,41 @@ class Module:
     def custom(self) -> bool:
         return not self.cls.startswith("torch.")
 
+    @cached_property
+    def inside(self) -> dict[str, Module]:
+        """The children that may stand in the flow."""
+        return {name: child for name, child in self.children.items() if not child.nothing}
+
+    @cached_property
+    def nothing(self) -> bool:
+        """Whether it is sure to have no part in the flow."""
+        if self.cls == _SEQUENTIAL or self.cls in _LISTS:
+            return not self.inside and not self.tensors
+        return self.cls.startswith(_TRANSPARENT)
+
+    @cached_property
+    def starts(self) -> bool:
+        """Whether what stands first in it is known to run first."""
+        if self.cls == _SEQUENTIAL:
+            return next(iter(self.inside.values())).starts if self.inside else False
+        return not self.custom and self.cls not in _LISTS
+
+
+def unwrapped(module: Any) -> Any:
+    """The module in DataParallel, torch.compile's and AveragedModel's."""
+    while name := _WRAPPERS.get(_class_of(module)):
+        module = getattr(module, name)
+    return module
+
+
+def _class_of(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
 
 def live(module: Any) -> Module:
     """The tree of a torch.nn.Module's, or of a loaded TorchScript module's."""
-    cls = f"{type(module).__module__}.{type(module).__qualname__}"
+    module = unwrapped(module)
+    cls = _class_of(module)
     if hasattr(module, "_c"):  # TorchScript's modules are all of one class in Python
         cls = _python_class(str(module._c._type()))
     temporary: set[str] = getattr(module, "_non_persistent_buffers_set", set())
@@ -141,6 +178,8 @@ class _Flow:
             )
         prefix = f"{path}." if path else ""
         where = path or module.kind
+        if module.nothing:
+            return
         if module.tensors and self.seen.setdefault(module.identity, where) != where:
             yield _refused(
                 where,
@@ -149,36 +188,29 @@ class _Flow:
                 "where it runs; give each place a module of its own",
             )
         elif module.cls in _RECURRENT:
-            yield from recurrent_parts(prefix, module.tensors)
+            parts = recurrent_parts(prefix, module.tensors)
+            yield from [*parts[:-1], *(replace(last, told=told) for last in parts[-1:])]
         elif module.cls in _LEAVES:
             yield replace(_leaf(module, prefix), told=told)
         elif module.cls.startswith(f"{_NN}activation.") and module.kind in FUNCTIONS:
-            yield _activation(module, where, placed)
+            yield replace(_activation(module, where, placed), told=told)
         elif module.cls == _SEQUENTIAL:
             yield from self.sequence(module, prefix, told)
         elif module.cls in _LISTS or module.custom:
             yield from self.children(module, prefix, where)
-        elif module.cls not in _TRANSPARENT:
-            known = "LSTM, GRU, their cells, Linear, Embedding, BatchNorm1d, Sequential, Dropout"
-            yield _refused(
-                where,
-                module.kind,
-                f"is a {module.kind}; only {known} and the activations "
-                f"{', '.join(FUNCTIONS)} can be imported",
-            )
+        else:
+            yield _unknown(module, where)
 
     def sequence(self, module: Module, prefix: str, told: bool) -> Iterator[Part]:
         """The children of a Sequential: each is followed by the next one."""
-        children = {n: c for n, c in module.children.items() if c.cls not in _TRANSPARENT}
-        known = [not c.custom and c.cls not in _LISTS for c in children.values()]
-        after = [*known[1:], told][: len(known)]
-        for (name, child), follower_told in zip(children.items(), after, strict=True):
+        after = [*(child.starts for child in module.inside.values()), told][1:]
+        for (name, child), follower_told in zip(module.inside.items(), after, strict=True):
             yield from self.parts(child, prefix + name, follower_told)
 
     def children(self, module: Module, prefix: str, where: str) -> Iterator[Part]:
         """What a module with a forward() of its own holds, in the order of its making."""
-        if not module.tensors and not module.children and module.custom:
-            yield Part(where, module.kind, {}, None)
+        if not module.tensors and not module.inside and module.custom:
+            yield Part(where, module.kind, {}, None, placed=False)
         yield from parts_of(module.tensors, prefix)
         for name, child in module.children.items():
             yield from self.parts(child, prefix + name, told=False, placed=False)
@@ -199,7 +231,7 @@ def _leaf(module: Module, prefix: str) -> Part:
             f"is an Embedding with max_norm={options['max_norm']}, which changes its rows as it "
             "runs; train with max_norm=None",
         )
-    return leaf(_LEAVES[module.cls], prefix, module.tensors, options.get("eps", EPSILON))
+    return leaf(_LEAVES[module.cls], prefix, module.tensors, options)
 
 
 def _activation(module: Module, where: str, placed: bool) -> Part:
@@ -216,9 +248,18 @@ def _activation(module: Module, where: str, placed: bool) -> Part:
                 where,
                 module.kind,
                 f"is a Softmax with dim={module.options['dim']}; only dim=-1 is over the numbers "
-                "of one step",
+                "of one step; set it",
             )
-    return Part(where, module.kind, {}, None, function=FUNCTIONS[module.kind] if placed else None)
+    return Part(where, module.kind, {}, None, function=FUNCTIONS[module.kind], placed=placed)
+
+
+def _unknown(module: Module, where: str) -> Part:
+    known = "LSTM, GRU, their cells, Linear, Embedding, BatchNorm1d, Sequential, Dropout"
+    cls = module.kind if module.cls.startswith(_NN) else module.cls
+    if "parametriz" in cls:
+        return _refused(where, cls, f"is a {cls}; take that off with remove_parametrizations")
+    why = f"is a {cls}; only {known} and the activations {', '.join(FUNCTIONS)} can be imported"
+    return _refused(where, cls, why)
 
 
 def _refused(where: str, kind: str, why: str) -> Part:

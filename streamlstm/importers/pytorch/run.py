@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +18,17 @@ from streamlstm.layers import LSTM, Embedding, Layer
 Array = NDArray[Any]
 
 
-def framework(parts: Sequence[Part], module: Any) -> str:
+def framework(parts: Sequence[Part], way: Way | None) -> str:
     """What answers() would run; "" without torch, and where torch has no such layers."""
     try:
         import torch  # noqa: PLC0415  (an extra)
     except ImportError:
         return ""
-    if way_to_ask(parts, module) is not None:
+    if way is not None:
         return f"torch {torch.__version__}, the module itself"
     if any(map(_foreign, parts)):
         return ""
-    how = "" if module is None else ", its layers in turn"
-    return f"torch {torch.__version__}{how}"
+    return f"torch {torch.__version__}, each layer alone in the order read"
 
 
 # -- layer by layer ----------------------------------------------------------------------
@@ -154,23 +153,14 @@ class Way:
 
         like = next(iter(self.module.parameters()))
         a = torch.from_numpy(np.ascontiguousarray(x)).to(like.device).reshape(self.shape)
-        with _evaluated(self.module), torch.no_grad(), warnings.catch_warnings():
+        # A copy each time but for the parameters: what it may keep of a sequence is its own.
+        kept = {id(p): p for p in self.module.parameters()}
+        module = copy.deepcopy(self.module, kept).eval()
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            y = self.module(a.long() if self.integers else a.to(like.dtype))
+            y = module(a.long() if self.integers else a.to(like.dtype))
         y = y[0] if isinstance(y, tuple | list) else y
         return np.asarray(y.cpu().numpy())
-
-
-@contextmanager
-def _evaluated(module: Any) -> Iterator[None]:
-    """module in eval(), as it was afterwards."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 def way_to_ask(parts: Sequence[Part], module: Any) -> Way | None:

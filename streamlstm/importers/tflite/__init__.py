@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.fold import Scale
-from streamlstm.importers.source import Found
+from streamlstm.importers.source import Found, Source
 from streamlstm.importers.tflite import run
 from streamlstm.importers.tflite.cell import lstm
 from streamlstm.importers.tflite.file import Graph, Operator, parse
-from streamlstm.importers.tflite.flow import CELLS, flow
+from streamlstm.importers.tflite.flow import CELLS, LOOP, flow
 from streamlstm.layers import Function, Layer
 
 Array = NDArray[Any]
@@ -37,7 +37,7 @@ RECURRENT = (
 SHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
 
 
-class TFLite:
+class TFLite(Source):
     """The network of a .tflite file, a Source. A layer's path is "op" and its place."""
 
     format = "TensorFlow Lite"
@@ -50,9 +50,20 @@ class TFLite:
     @property
     def framework(self) -> str:
         try:
-            return f"ai-edge-litert {version('ai-edge-litert')}"
+            note = " (quantizing activations)" if self.quantizes else ""
+            return f"ai-edge-litert {version('ai-edge-litert')}{note}"
         except PackageNotFoundError:
             return ""
+
+    @property
+    def quantizes(self) -> bool:
+        # "Hybrid" kernels: 8-bit weights, and inputs that are rounded to 8 bits beside them.
+        return any(
+            "INT8" in {graph.type_of(t) for t in op.inputs if t >= 0}
+            for graph in self._graphs
+            for op in graph.operators
+            if op.name in (*CELLS, "FULLY_CONNECTED")
+        )
 
     def recurrent(self) -> list[Found]:
         return [
@@ -110,10 +121,7 @@ def _found(graph: Graph, op: Operator, which: int) -> Found:
 
 def _refusal(op: Operator) -> str:
     if op.name == "WHILE":
-        return (
-            f"{op} is a loop, which is how a recurrent layer that is not fused is written; "
-            "import the file that it was converted from"
-        )
+        return f"{op} {LOOP}"
     if op.name.startswith("BIDIRECTIONAL"):
         return f"{op} also reads its sequence backwards, which can't be streamed"
     return f"{op} is a simple RNN; LSTM can be imported"

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ Array = NDArray[Any]
 Dims = tuple[int, ...]  # -1 where only the run tells
 
 IDENTIFIER = b"TFL3"
+MOST_OPERATORS = 10_000  # what is beyond would take long to follow
 DTYPES = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT8": "<i1", "INT32": "<i4", "INT64": "<i8"}
 
 
@@ -62,12 +66,53 @@ def parse(content: bytes, path: Path) -> Any:
     try:
         if content[4:8] != IDENTIFIER:
             raise ValueError(f"it lacks the mark {IDENTIFIER.decode()}")
+        _count(classes, classes.Model.GetRootAs(content), [2 * len(content)])
         model = classes.ModelT.InitFromPackedBuf(content, 0)
         if model.version != 3 or not model.subgraphs:
             raise ValueError(f"its version is {model.version}, and 3 is known")
+        operators = sum(len(graph.operators or ()) for graph in model.subgraphs)
+        if operators > MOST_OPERATORS:
+            raise ValueError(f"its {operators:,} operators are more than {MOST_OPERATORS:,}")
     except Exception as e:  # the generated code checks nothing: any kind comes out of it
         raise UnsupportedModelError(f"{path} can't be read as a .tflite file: {e}") from e
     return model
+
+
+def _count(classes: Any, table: Any, left: list[int]) -> None:
+    """Take from left[0] the bytes, at least, of what `table` and those below it unpack to.
+
+    In a FlatBuffer many places may point to one table, vector or string, and so a small file
+    to no end of them; converters write each once. Raises ValueError when none are left.
+    """
+    left[0] -= 8
+    vectors, fields = _fields(table.__class__)
+    parts = [getattr(table, name)() for name in fields]
+    for name in vectors:
+        length = getattr(table, f"{name}Length")()
+        left[0] -= length
+        if left[0] >= 0 and length and not isinstance(getattr(table, name)(0), int | float):
+            parts += [getattr(table, name)(k) for k in range(length)]
+    for name, part in zip(fields, tuple(parts), strict=False):
+        if hasattr(part, "Pos") and hasattr(classes, name):  # a union, whose type stands beside
+            kind = _names(getattr(classes, name)).get(getattr(table, f"{name}Type")(), "")
+            if hasattr(classes, kind):
+                parts.append(getattr(classes, kind)())
+                parts[-1].Init(part.Bytes, part.Pos)
+    left[0] -= sum(len(part) for part in parts if isinstance(part, bytes))
+    if left[0] < 0:
+        raise ValueError("its parts stand for more than its size")
+    for part in parts:
+        if hasattr(part, "_tab"):
+            _count(classes, part, left)
+
+
+@cache
+def _fields(table: Any) -> tuple[list[str], list[str]]:
+    """Names of a generated class's vectors, and of its other fields."""
+    readers = {name: f for name, f in vars(table).items() if isinstance(f, FunctionType)}
+    vectors = [name for name in readers if f"{name}Length" in readers]
+    about = {name + end for name in vectors for end in ("Length", "AsNumpy", "IsNone")}
+    return vectors, [name for name in readers if name not in {*vectors, *about, "Init"}]
 
 
 def _names(constants: Any) -> dict[int, str]:
@@ -99,6 +144,7 @@ class Graph:
             for place, op in enumerate(graph.operators or ())
         ]
         self._producers = {t: op for op in self.operators for t in op.outputs}
+        self._users = Counter(t for op in self.operators for t in op.inputs)
 
     def _numbers(self, numbers: Any) -> tuple[int, ...]:
         given = tuple(int(n) for n in (() if numbers is None else numbers))
@@ -138,7 +184,7 @@ class Graph:
 
     def users(self, t: int) -> int:
         """How often a tensor is some operator's input."""
-        return sum(op.inputs.count(t) for op in self.operators)
+        return self._users[t]
 
     def is_variable(self, t: int) -> bool:
         """Whether a tensor is kept from one run to the next."""

@@ -23,6 +23,10 @@ from streamlstm.layers import Activation, Dense, Embedding, Function, Layer
 
 Array = NDArray[Any]
 
+LOOP = (
+    "is a loop, which is how a recurrent layer that is not fused is written; "
+    "import the file that it was converted from"
+)
 CELLS = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM")
 MOST_FEATURES = 1 << 24  # a number beyond is damage
 FUNCTION: dict[str, Function] = {"LOGISTIC": "sigmoid", "TANH": "tanh", "RELU": "relu"}
@@ -57,11 +61,7 @@ class Flow:
         if op.name == "GATHER":
             kinds -= {"INT32", "INT64"}
         if op.name not in SHAPES and kinds != {"FLOAT32"}:
-            kind = sorted(kinds - {"FLOAT32"})[0]
-            raise UnsupportedModelError(
-                f"{op} works on {kind} numbers; convert the network without full-integer "
-                "quantisation"
-            )
+            raise _integers(op, kinds)
         TAKEN[op.name](self, op)
 
     def _constant(self, op: Operator, place: int) -> Array | None:
@@ -84,9 +84,9 @@ class Flow:
     def _whole_rows(self, op: Operator) -> Dims:
         """The shape, shown to have rows as its last axis."""
         if self.dims is None or not self.dims or self.dims[-1] != self.width:
+            shape = "a shape that only the run tells" if self.dims is None else f"shape {self.dims}"
             raise UnsupportedModelError(
-                f"{op} works on a tensor of shape {self.dims}; expected {self.width} numbers on "
-                "the last axis"
+                f"{op} works on a tensor of {shape}; expected {self.width} numbers on the last axis"
             )
         return self.dims
 
@@ -199,7 +199,11 @@ class Flow:
         shape = self._constant(op, 1)
         if len(op.inputs) == 1 and op.option("newShape") is not None:
             shape = np.asarray(op.option("newShape"))
-        self.dims = None if shape is None else _resolved(op, shape, self.dims)
+        if shape is None:
+            told = self._graph.dims(op.outputs[0])
+            self.dims = told if -1 in told else None  # a shape without -1 is that of one run
+        else:
+            self.dims = _resolved(op, shape, self.dims)
 
     def squeeze(self, op: Operator) -> None:
         dims, given = self.dims, op.option("squeezeDims")
@@ -278,6 +282,13 @@ TAKEN: dict[str, Callable[[Flow, Operator], None]] = {
 }
 
 
+def _integers(op: Operator, kinds: set[str]) -> UnsupportedModelError:
+    kind = min(kinds - {"FLOAT32"}, default="integer")
+    return UnsupportedModelError(
+        f"{op} works on {kind} numbers; convert the network without full-integer quantisation"
+    )
+
+
 def _resolved(op: Operator, shape: Array, old: Dims | None) -> Dims:
     """The shape that a reshape gives, its -1 worked out where the old shape is known."""
     new = tuple(int(n) for n in shape.reshape(-1))
@@ -316,13 +327,15 @@ def flow(graph: Graph) -> Flow:
 def _data(graph: Graph, op: Operator) -> int:
     """Which of an operator's inputs the chain comes from."""
     if op.name == "WHILE":
-        raise UnsupportedModelError(
-            f"{op} is a loop, which is how a recurrent layer that is not fused is written; "
-            "import the file that it was converted from"
-        )
-    if op.name == "REVERSE_V2":
-        raise UnsupportedModelError(f"{op} reverses the sequence, which can't be streamed")
+        raise UnsupportedModelError(f"{op} {LOOP}")
+    if op.name in ("QUANTIZE", "DEQUANTIZE"):
+        raise _integers(op, {graph.type_of(t) for t in (*op.inputs, *op.outputs) if t >= 0})
     if op.name not in TAKEN:
+        for each in graph.operators:  # of a bidirectional layer the joining is met first
+            if each.name == "REVERSE_V2":
+                raise UnsupportedModelError(
+                    f"{each} reverses the sequence, which can't be streamed"
+                )
         raise UnsupportedModelError(f"{op} can't be imported; known are {', '.join(TAKEN)}")
     second = op.name == "GATHER"
     if TAKEN[op.name] is Flow.scaled and op.inputs and op.inputs[0] >= 0:
