@@ -197,18 +197,7 @@ def _add_import(commands: Any) -> None:
     command.add_argument("-o", dest="out", metavar="MODEL", help="the model file to write")
     command.add_argument("--list", action="store_true", help="list FILE's recurrent layers only")
     command.add_argument("--select", metavar="PATH", help="take this recurrent layer alone")
-    command.add_argument(
-        "--layers",
-        type=_names,
-        metavar="A,B",
-        help="the layers in flow order, for weights that come without an architecture",
-    )
-    command.add_argument(
-        "--activations",
-        type=_names,
-        metavar="A,B",
-        help="what follows each dense layer, where FILE does not tell: relu,linear",
-    )
+    _add_untold(command)
     command.add_argument("--name", metavar="NAME", help="the model's name (default: FILE's)")
     command.add_argument("--inputs", type=_names, metavar="A,B", help="names of the inputs")
     command.add_argument("--outputs", type=_names, metavar="A,B", help="names of the outputs")
@@ -230,6 +219,23 @@ def _add_import(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     inspect = _add(commands, "inspect", _inspect, "show what a model file, or a foreign one, holds")
     inspect.add_argument("file", metavar="FILE", help="model file, or what `import` takes")
+    _add_untold(inspect)
+
+
+def _add_untold(command: argparse.ArgumentParser) -> None:
+    """What some foreign files don't tell."""
+    command.add_argument(
+        "--layers",
+        type=_names,
+        metavar="A,B",
+        help="the layers in flow order, for weights that come without an architecture",
+    )
+    command.add_argument(
+        "--activations",
+        type=_names,
+        metavar="A,B",
+        help="what follows each dense layer, where FILE does not tell: relu,linear",
+    )
 
 
 def _add_stats(commands: Any) -> None:

@@ -29,6 +29,9 @@ QUANTIZED_DIFFERENCE = 0.05
 
 def run_import(args: argparse.Namespace) -> int:
     """Write a model file of a foreign one. Raises StreamLSTMError, OSError."""
+    folder = Path(args.out).absolute().parent
+    if not folder.is_dir():  # the proof may take a while
+        raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
     source = open_source(args.file, activations=args.activations, layers=args.layers)
     model = model_of(
         source,
@@ -39,8 +42,7 @@ def run_import(args: argparse.Namespace) -> int:
     )
     _say("format", source.format if args.select is None else f"{source.format}, {args.select}")
     _show(model)
-    for assumption in source.assumed:
-        _say("assumed", assumption)
+    _say_assumed(source)
     proof = _proven(model, source, args)
     model.save(args.out, proof=proof)
     _say("written", args.out)
@@ -94,7 +96,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         proof = model_file.read_proof(path)
         _say("proof", "none" if proof is None else _told(proof))
         return 0
-    source = open_source(path)
+    source = open_source(path, activations=args.activations, layers=args.layers)
     _say("format", source.format)
     try:
         model = model_of(source, name=path.stem)
@@ -102,6 +104,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         _list(source)
         raise
     _show(model)
+    _say_assumed(source)
     return 0
 
 
@@ -110,6 +113,11 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def _say(what: str, text: object) -> None:
     print(f"{what:12} {_printable(str(text))}")
+
+
+def _say_assumed(source: Source) -> None:
+    for assumption in source.assumed:
+        _say("assumed", assumption)
 
 
 def _printable(text: str) -> str:

@@ -51,6 +51,9 @@ class Proof:
     y: Array
     largest: float
 
+    def __repr__(self) -> str:
+        return f"<Proof: {self.framework}, {len(self.x)} steps, largest {self.largest:.1e}>"
+
 
 def random_events(model: Model, steps: int, seed: int = 0) -> Array:
     """Events to try a model with: [steps, inputs] in its dtype, reproducible by `seed`.

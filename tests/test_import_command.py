@@ -265,6 +265,17 @@ def test_a_wrong_number_of_names(run):
     assert err == "streamlstm: the network has 3 inputs, but 1 were described\n"
 
 
+@pytest.mark.usefixtures("source")
+def test_a_folder_that_is_not_there(run, tmp_path):
+    """Said before anything is compared."""
+    code, out, err = run("import", "trained.onnx", "-o", "no/such/pump.safetensors")
+    assert (code, out) == (1, "")
+    assert err == (
+        "streamlstm: no/such/pump.safetensors can't be written: there is no folder "
+        f"{tmp_path / 'no' / 'such'}\n"
+    )
+
+
 def test_endings_and_files_that_are_not_there(run):
     code, _, err = run("import", "none.onnx", "--list")
     assert (code, err) == (1, "streamlstm: no such file: none.onnx\n")
@@ -295,10 +306,15 @@ def test_inspect_ours(run):
     assert (
         "\nproof        oracle 1.0: 20 steps, largest " in run("inspect", "proven.safetensors")[1]
     )
+    shown = repr(model_file.read_proof("proven.safetensors"))
+    assert re.fullmatch(r"<Proof: oracle 1.0, 20 steps, largest \S+>", shown)
 
 
 def test_inspect_a_foreign_file(run, source):
     assert run("inspect", "trained.onnx") == (0, FOUND, "")
+    source.assumed = ["linear after 'fc'"]
+    code, out, _ = run("inspect", "trained.onnx", "--layers", "a,b", "--activations", "relu")
+    assert (code, out) == (0, FOUND + "assumed      linear after 'fc'\n")
     source.refusal = "node 'Foo' is a custom op; cut it off"
     code, out, err = run("inspect", "trained.onnx")
     assert (code, err) == (1, "streamlstm: node 'Foo' is a custom op; cut it off\n")

@@ -443,6 +443,8 @@ def test_weights_only(form, tmp_path):
     assert sl.import_model(path, select=names[2]).layers[0].kind == "lstm"
     alone = sl.import_model(path, layers=names[1:2])
     assert difference(alone, specs[1:2]) < 1e-5
+    left = open_source(path, layers=names[1:2]).assumed
+    assert left[0].startswith("these do not run, though the file has weights of them: ")
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,12 @@ class WeightsSource(KerasSource):
         found = (self.found.get(name) for name in self.layers or self.found)
         kinds = {part.kind for part in found if isinstance(part, Part)}
         clauses = []
+        if len(self.layers or ()) > 1:
+            clauses.append("the layers follow each other as given, with nothing between them")
+        if left := [name for name in self.found if name not in (self.layers or self.found)]:
+            clauses.append(
+                f"these do not run, though the file has weights of them: {', '.join(left)}"
+            )
         if kinds & {*RECURRENT}:
             clauses.append("recurrent layers run forwards")
         if kinds & {"LSTM", "GRU", "LSTMCell", "GRUCell"}:
