@@ -46,7 +46,10 @@ setup(
         [
             *(
                 extension(name)
-                for name in ("_arena", "_cells_blas", "_engine", "_network", "_threads")
+                for name in (
+                    *("_arena", "_cells_blas", "_engine", "_head", "_head_steps"),
+                    *("_network", "_threads"),
+                )
             ),
             # One file per target, each with its target pragma.
             extension("_cells_fused", *(f"{SIMD}/{t}.c" for t in ("avx512", "avx2", "portable"))),

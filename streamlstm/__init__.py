@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from streamlstm._engine import Group
     from streamlstm.engine import Engine, Session, State
     from streamlstm.errors import StreamLSTMError
+    from streamlstm.feature import Feature
+    from streamlstm.head import Head
     from streamlstm.importers import from_torch, import_model
     from streamlstm.importers.verify import Proof, verify
     from streamlstm.kernels import show_config
     from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding
-    from streamlstm.model import Feature, Model
+    from streamlstm.model import Model
     from streamlstm.model_file import load
     from streamlstm.serving.client import AsyncClient, Client
 
@@ -30,9 +32,10 @@ _HOME = {
     "Dense": "layers",
     "Embedding": "layers",
     "Engine": "engine",
-    "Feature": "model",
+    "Feature": "feature",
     "GRU": "layers",
     "Group": "_engine",
+    "Head": "head",
     "LSTM": "layers",
     "Model": "model",
     "Proof": "importers.verify",
@@ -57,6 +60,7 @@ __all__ = [
     "Engine",
     "Feature",
     "Group",
+    "Head",
     "Model",
     "Proof",
     "Session",

@@ -29,6 +29,7 @@ from streamlstm import blas_threads
 try:
     from streamlstm import kernels
     from streamlstm._engine import EngineCore, Group, SessionCore
+    from streamlstm._head import CompiledHead
     from streamlstm._network import Network
 except ImportError as e:
     if not (e.name or "").startswith("streamlstm._"):
@@ -42,6 +43,7 @@ from streamlstm.errors import (
     CapacityError,
     EngineClosedError,
     EngineError,
+    InputError,
     ModelError,
     NonFiniteError,
     SessionClosedError,
@@ -53,6 +55,8 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.events import as_events
+from streamlstm.feature import Feature
+from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
 from streamlstm.layers import (
     GRU,
     LSTM,
@@ -91,8 +95,11 @@ class Engine(EngineCore):
         if not 1 <= threads <= MAX_THREADS:
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
         largest = _largest_event(model)
+        head = None if model.head is None else _compiled_head(model.head, largest)
+        if head is not None:
+            largest = head.largest
         return super().__new__(
-            cls, _network(model), max_sessions, threads, largest, model.vocabulary
+            cls, _network(model), max_sessions, threads, largest, model.vocabulary, head
         )
 
     def __init__(
@@ -217,11 +224,31 @@ class Engine(EngineCore):
         """Whether a stream's bits are its own, whatever is stepped with it (see kernels)."""
         return not self.arithmetic.endswith("-blas")
 
+    def counters(self) -> dict[str, int]:
+        """What happened to readings (see head.COUNTERS), in all sessions since the engine was
+        made; {} for a model without a head."""
+        return self._totals()
+
     # -- called by the compiled half ------------------------------------------------------
 
     def convert(self, x: Any, ndim: int) -> Array:
         """x as a C-ordered array [..., inputs] of `ndim` axes in the engine's dtype."""
         return as_events(x, [f.name for f in self.model.inputs], ndim, self.dtype)
+
+    def check_ahead(self, steps: Any) -> int:
+        """The number of steps to forecast. Raises EngineError, InputError."""
+        if self.model.head is None:
+            raise EngineError(
+                f"model {self.model.name!r} has no head to forecast with; train one with "
+                "`streamlstm train`"
+            )
+        return checked_ahead(steps)
+
+    def refusal(self, index: int, reading: list[float]) -> InputError:
+        """Why a policy refuses a reading."""
+        names = [f.name for f in self.model.inputs]
+        assert self.model.head is not None
+        return refusal(index, dict(zip(names, reading, strict=True)), self.model.head)
 
     def long_call(self) -> AbstractContextManager[None]:
         """Entered around BLAS calls of more than about 1 ms."""
@@ -272,10 +299,11 @@ class Session(SessionCore):
                 f"the state belongs to model {state.fingerprint[:12]}, this session to "
                 f"{model.fingerprint[:12]}; restore it under its own model"
             )
-        if state.numbers.shape != (model.state_size,) or state.numbers.dtype != model.dtype:
+        expected = model.event_dtype
+        if state.numbers.shape != (model.state_size,) or state.numbers.dtype != expected:
             raise StateMismatchError(
                 f"the state holds {state.numbers.dtype} {state.numbers.shape}; "
-                f"expected {model.dtype} ({model.state_size},)"
+                f"expected {expected} ({model.state_size},)"
             )
         if not np.isfinite(state.numbers).all():
             raise NonFiniteError("the state holds NaN or infinity; restore an earlier one")
@@ -284,6 +312,14 @@ class Session(SessionCore):
                 f"the state holds a number beyond {SATURATION:.0e}, which no cell reaches"
             )
         self._write(np.ascontiguousarray(state.numbers))
+
+    def counters(self) -> dict[str, int]:
+        """What happened to the session's readings (see head.COUNTERS); {} without a head.
+
+        Raises SessionClosedError, SessionFencedError.
+        """
+        head = self.engine.model.head
+        return {} if head is None else head.counters(self.state().numbers)
 
     def reset(self) -> None:
         """Go back to the state a session opens with; seq goes on by one."""
@@ -392,10 +428,25 @@ class State:
 
 
 def _network(model: Model) -> Network:
-    x_mean, x_std = np.array([(f.mean, f.std) for f in model.inputs]).T
-    y_mean, y_std = np.array([(f.mean, f.std) for f in model.outputs]).T
+    x_mean, x_std = _scaling(model.inputs if model.head is None else model.layers[0].input_size)
+    y_mean, y_std = _scaling(model.outputs if model.head is None else model.layers[-1].output_size)
     kernel = kernels.choose(model.dtype).kernel
     return Network(model.dtype, list(model.layers), x_mean, x_std, y_mean, y_std, kernel)
+
+
+def _scaling(features: Sequence[Feature] | int) -> Array:
+    """Mean and std of each: [2, features]; of a number of them that a head has scaled, 0 and 1."""
+    if isinstance(features, int):
+        return np.array([np.zeros(features), np.ones(features)])
+    return np.array([(f.mean, f.std) for f in features]).T
+
+
+def _compiled_head(head: Head, largest: Array) -> CompiledHead:
+    """Raises ModelError where the network can't take all that the head may give it."""
+    # The difference of two values is the largest of its inputs.
+    if largest.min() < 2 * LARGEST_A:
+        raise ModelError("the network's weights can overflow with what its head gives it")
+    return CompiledHead(head)
 
 
 def _largest_event(model: Model) -> Array:
@@ -419,6 +470,8 @@ def _largest_event(model: Model) -> Array:
         bound = _bound(layer)
         if bound is not None:
             gain, offset = 0.0, bound
+    if model.head is not None:
+        return np.full(model.head.network_inputs, min(scaled, largest))
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
     for f in model.outputs:
         if offset * f.std + abs(f.mean) >= largest:

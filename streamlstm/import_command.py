@@ -10,11 +10,12 @@ import numpy as np
 
 from streamlstm import csv_events, model_file
 from streamlstm.errors import ModelError, UnsupportedModelError
+from streamlstm.feature import Feature
 from streamlstm.importers import model_of, open_source
 from streamlstm.importers.source import Source
 from streamlstm.importers.verify import Proof, verify
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Layer
-from streamlstm.model import Feature, Model
+from streamlstm.model import Model
 
 STEPS = 500
 # As a share of the largest answer, or of 1 where that is smaller. Float32 rounds by 6e-8; a sum

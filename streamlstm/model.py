@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from streamlstm.errors import ModelError
+from streamlstm.feature import Feature
+from streamlstm.head import Head
 from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes, checked
 
 if TYPE_CHECKING:
@@ -24,26 +25,13 @@ if TYPE_CHECKING:
 EXACT = {"float32": 2**24, "float64": 2**53}
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One input or output: its name, unit and scaling.
-
-    The network sees ``(value - mean) / std`` of an input; an output is
-    ``value * std + mean`` of what the network says. Both in the feature's own unit.
-    """
-
-    name: str
-    unit: str = ""
-    mean: float = 0.0
-    std: float = 1.0
-
-
 class Model:
     """Layers in order, with the names, units and scaling of inputs and outputs.
 
     layers: their arrays are copied and made read-only; all are float32 or all float64
     (`dtype` converts). inputs, outputs: a Feature, a dict of Feature's fields or a bare
-    name for each; by default x0, x1, ... and y0, y1, ..., unscaled.
+    name for each; by default x0, x1, ... and y0, y1, ..., unscaled. head: what makes forecasts
+    and scores of the network; then inputs and outputs are the head's.
     Raises ModelError when sizes don't fit each other or a number is not finite.
     """
 
@@ -55,6 +43,7 @@ class Model:
         outputs: Sequence[Feature | Mapping[str, Any] | str] | None = None,
         name: str = "model",
         dtype: ArrayLike | None = None,
+        head: Head | None = None,
     ) -> None:
         if not layers:
             raise ModelError("a model needs at least one layer; none was given")
@@ -76,9 +65,15 @@ class Model:
                     f"layer {k} takes {layer.input_size} inputs, but layer {k - 1} "
                     f"gives {below.output_size} outputs"
                 )
-        largest = float(np.finfo(self.dtype).max)
-        self.inputs = _features("input", "x", inputs, self.layers[0].input_size, largest)
-        self.outputs = _features("output", "y", outputs, self.layers[-1].output_size, largest)
+        self.head = head
+        sizes = (self.layers[0].input_size, self.layers[-1].output_size)
+        if head is not None:
+            self._check_head(head, inputs, outputs)
+            inputs, outputs = head.inputs, head.outputs
+            sizes = (len(inputs), len(outputs))
+        largest = float(np.finfo(self.event_dtype).max)
+        self.inputs = _features("input", "x", inputs, sizes[0], largest)
+        self.outputs = _features("output", "y", outputs, sizes[1], largest)
         if self.vocabulary > EXACT[self.dtype.name]:
             raise ModelError(
                 f"{self.dtype} can't tell {self.vocabulary:,} whole numbers apart; pass "
@@ -86,6 +81,25 @@ class Model:
             )
         if self.vocabulary and (self.inputs[0].mean, self.inputs[0].std) != (0, 1):
             raise ModelError("an embedding takes whole numbers; its input can't be scaled")
+
+    def _check_head(self, head: Head, inputs: Any, outputs: Any) -> None:
+        if not isinstance(head, Head):
+            raise ModelError(f"head is a {type(head).__name__}; give a Head")
+        if inputs is not None or outputs is not None:
+            raise ModelError("a head has inputs and outputs of its own; leave them out")
+        sizes = (self.layers[0].input_size, self.layers[-1].output_size)
+        if sizes != (head.network_inputs, head.network_outputs):
+            raise ModelError(
+                f"the network has {sizes[0]} inputs and {sizes[1]} outputs; its head needs "
+                f"{head.network_inputs} and {head.network_outputs}"
+            )
+        if self.vocabulary:
+            raise ModelError("a head gives its network real numbers; an embedding takes none")
+
+    @property
+    def event_dtype(self) -> np.dtype[Any]:
+        """The dtype of events, outputs and saved states: with a head float64, for the time."""
+        return self.dtype if self.head is None else np.dtype(np.float64)
 
     @property
     def input_size(self) -> int:
@@ -110,12 +124,13 @@ class Model:
 
     @property
     def state_sizes(self) -> tuple[Sizes, ...]:
-        """Numbers of h and of c of each recurrent layer; of a GRU just of h."""
-        return tuple(layer.state_sizes for layer in self.recurrent)
+        """Numbers of h and of c of each recurrent layer; of a GRU just of h. Last the head's."""
+        head = () if self.head is None else ((self.head.state_size,),)
+        return (*(layer.state_sizes for layer in self.recurrent), *head)
 
     @property
     def state_size(self) -> int:
-        """Numbers of state that a session keeps: h and c of all layers."""
+        """Numbers of state that a session keeps: h and c of all layers, and the head's."""
         return sum(map(sum, self.state_sizes))
 
     @property
@@ -134,7 +149,7 @@ class Model:
             ],
             "inputs": [vars(f) for f in self.inputs],
             "outputs": [vars(f) for f in self.outputs],
-        }
+        } | ({} if self.head is None else {"head": self.head.description()})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,6 +164,8 @@ class Model:
 
     def astype(self, dtype: ArrayLike) -> Model:
         """The same network in float32 or float64."""
+        if self.head is not None:
+            return Model(self.layers, head=self.head, name=self.name, dtype=dtype)
         return Model(
             self.layers, inputs=self.inputs, outputs=self.outputs, name=self.name, dtype=dtype
         )

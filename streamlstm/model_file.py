@@ -1,10 +1,11 @@
 """Model files: safetensors, with a JSON description in the metadata.
 
-Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "layers",
-"inputs", "outputs"} (Model.description). Tensors are "<layer>.<tensor>" (0.w_x, 0.w_h, 0.b, 1.w,
-...) and a test vector: "test.x" [steps, inputs] with "test.y" [steps, outputs], in float64.
-reference.py computes up to 16 steps of it when the file is written; an imported network's are what
-its own framework answered, and "proof": {"framework", "steps", "largest"} is in the description.
+Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "layers", "inputs",
+"outputs"} and, of a model that has one, "head" (Model.description). Tensors are "<layer>.<tensor>"
+(0.w_x, 0.w_h, 0.b, 1.w, ...) and a test vector: "test.x" [steps, inputs] with "test.y" [steps,
+outputs], in float64. reference.py computes up to 16 steps of it when the file is written; an
+imported network's are what its own framework answered, and "proof": {"framework", "steps",
+"largest"} is in the description.
 load() compares the fingerprint and replays the vector, so that a damaged file (the one) or a
 broken build (the other) says so instead of answering plausibly.
 """
@@ -24,6 +25,7 @@ from safetensors.numpy import save as packed
 from streamlstm import reference
 from streamlstm.engine import Engine
 from streamlstm.errors import InputError, ModelError, ModelFileError
+from streamlstm.head import Head
 from streamlstm.layers import KINDS, Array, Layer
 from streamlstm.model import Model
 
@@ -56,16 +58,33 @@ class Proof:
 
 
 def random_events(model: Model, steps: int, seed: int = 0) -> Array:
-    """Events to try a model with: [steps, inputs] in its dtype, reproducible by `seed`.
+    """Events to try a model with: [steps, inputs] in its event_dtype, reproducible by `seed`.
 
-    Standard normal at the scale of the inputs; for an embedding uniform whole numbers.
+    Standard normal at the scale of the inputs; for an embedding uniform whole numbers; for a head
+    a reading a step, with what its policies take: a missing one, a gap and a repeated one.
     """
     rng = np.random.default_rng(seed)
+    if model.head is not None:
+        return _random_readings(model.head, steps, rng)
     if model.vocabulary:
         return rng.integers(0, model.vocabulary, (steps, model.input_size)).astype(model.dtype)
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
     x: Array = mean + std * rng.standard_normal((steps, model.input_size))
     return x.astype(model.dtype)
+
+
+def _random_readings(head: Head, steps: int, rng: np.random.Generator) -> Array:
+    mean, std = np.array([(f.mean, f.std) for f in (head.target, *head.others)]).T
+    x: Array = mean + std * rng.standard_normal((steps, len(mean)))
+    if head.missing != "reject":
+        x[4::11, 0] = np.nan
+    if head.time is None:
+        return x
+    grid = np.arange(steps) + 3 * (np.arange(steps) >= steps // 2)
+    time_s = 1e9 + head.step_s * grid
+    if head.late != "reject":
+        time_s[6::13] = time_s[5:-1:13]
+    return np.column_stack([time_s, x])
 
 
 def save(model: Model, path: str | os.PathLike[str], *, proof: Proof | None = None) -> None:
@@ -98,7 +117,11 @@ def _test_vector(model: Model) -> tuple[Array, Array]:
     """Events and the reference's answers, as far as the dtype's rounding leaves them alike."""
     # Both sides see the same events: those that the model's dtype can hold.
     x = random_events(model, TEST_STEPS).astype(np.float64)
-    y, _ = reference.run(model, x)
+    if model.head is None:
+        y, _ = reference.run(model, x)
+    else:
+        stream = reference.stream(model)
+        y = np.array([stream.read(reading) for reading in x])
     # A network that magnifies every rounding has a short vector; the margin is for other CPUs.
     steps = int(np.sum(_replay(model, x, y) <= TEST_TOLERANCE[model.dtype.name] / 10))
     if not steps:
@@ -133,12 +156,14 @@ def load(path: str | os.PathLike[str]) -> Model:
     description, tensors = _read(path)
     try:
         layers = [_layer(k, spec, tensors) for k, spec in enumerate(description["layers"])]
+        head = description.get("head")
         model = Model(
             layers,
-            inputs=description["inputs"],
-            outputs=description["outputs"],
+            inputs=description["inputs"] if head is None else None,
+            outputs=description["outputs"] if head is None else None,
             name=description["name"],
             dtype=description["dtype"],
+            head=None if head is None else Head.read(head),
         )
         if model.fingerprint != description["fingerprint"]:
             raise ModelError(f"its fingerprint is {model.fingerprint}, not the one written in it")
@@ -223,6 +248,9 @@ def _replay(model: Model, x: Array, y: Array) -> Array:
     if y.shape != got.shape or not y.size:
         raise ValueError(f"answers of shape {y.shape}, expected {got.shape}")
     std = np.array([f.std for f in model.outputs])
+    if model.head is not None:  # of the verdict a rounding may turn a comparison, so it is left out
+        q = len(model.head.quantiles)
+        y, got, std = y[:, :q], got[:, :q], np.full(q, model.head.target.std)
     with np.errstate(invalid="ignore"):
         scale = np.maximum(std, np.abs(y).max(axis=0))
         errors: Array = np.maximum.accumulate((np.abs(got - y) / scale).max(axis=1))

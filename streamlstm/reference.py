@@ -41,6 +41,7 @@ from streamlstm.layers import (
     Recurrent,
 )
 from streamlstm.model import Model
+from streamlstm.reference_head import Stream
 
 Vector = NDArray[np.float64]
 State = tuple[Vector, ...]  # (h, c), of a GRU (h,)
@@ -145,16 +146,22 @@ def initial_states(model: Model) -> States:
 
 
 def step(model: Model, states: States, event: ArrayLike) -> tuple[Vector, States]:
-    """One event through all layers: event [inputs] -> outputs [outputs], new states."""
+    """One event through all layers of a model without a head: event [inputs] -> outputs
+    [outputs], new states."""
     scaling = [(f.mean, f.std) for f in model.inputs]
     mean, std = np.array(scaling).T
-    a = (np.asarray(event, dtype=float) - mean) / std
+    a, new = network_step(model, states, (np.asarray(event, dtype=float) - mean) / std)
+    mean, std = np.array([(f.mean, f.std) for f in model.outputs]).T
+    return a * std + mean, new
+
+
+def network_step(model: Model, states: States, a: Vector) -> tuple[Vector, States]:
+    """The layers alone: scaled inputs -> scaled outputs, new states."""
     old = iter(states)
     new: States = []
     for layer in model.layers:
         a = _layer_step(layer, a, old, new)
-    mean, std = np.array([(f.mean, f.std) for f in model.outputs]).T
-    return a * std + mean, new
+    return a, new
 
 
 def _layer_step(layer: Layer, a: Vector, old: Iterator[State], new: States) -> Vector:
@@ -175,6 +182,19 @@ def _layer_step(layer: Layer, a: Vector, old: Iterator[State], new: States) -> V
         case _:
             raise TypeError(f"no equations for a {layer.kind} layer")
     return out
+
+
+def stream(model: Model) -> Stream:
+    """A new session of a model with a head."""
+    states = initial_states(model)
+
+    def network(x: Vector) -> Vector:
+        nonlocal states
+        y, states = network_step(model, states, x)
+        return y
+
+    assert model.head is not None
+    return Stream(model.head, network)
 
 
 def run(model: Model, events: ArrayLike, states: States | None = None) -> tuple[Vector, States]:

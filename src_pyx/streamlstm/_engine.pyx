@@ -22,9 +22,12 @@ import numpy as np
 
 from streamlstm._arena cimport Arena
 from streamlstm._cells_fused cimport prefetch
+from streamlstm._head cimport CompiledHead
+from streamlstm._head_steps cimport HeadSteps
 from streamlstm._network cimport Network
 from streamlstm._threads cimport Threads
 
+from streamlstm._cells_fused import aligned
 from streamlstm.errors import (
     DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
     RepeatedSessionError, SessionUnknownError, ShapeError,
@@ -68,6 +71,21 @@ cdef bint all_within(
     return not bad
 
 
+cdef bint within_or_missing(
+    const double* x, Py_ssize_t n, const double* largest, Py_ssize_t width, bint timed,
+) noexcept nogil:
+    """all_within of readings: NaN is a missing value, but no time."""
+    cdef Py_ssize_t _i, j
+    cdef int bad = 0
+    for _i in range(n):
+        if timed:
+            bad |= not (-largest[0] <= x[0] <= largest[0])
+        for j in range(timed, width):
+            bad |= x[j] > largest[j] or x[j] < -largest[j]
+        x += width
+    return not bad
+
+
 cdef bint all_whole(const floating* x, Py_ssize_t n) noexcept nogil:
     """Whether each of x [n], which are no larger than a vocabulary, is 0 or a whole number."""
     cdef Py_ssize_t i
@@ -91,6 +109,9 @@ cdef class EngineCore:
     """State rows of the sessions of one model, and the network that steps them."""
 
     cdef readonly Network network
+    cdef HeadSteps head                 # None: events are the network's own inputs
+    cdef readonly Py_ssize_t inputs, outputs    # widths of events and of their answers
+    cdef readonly Py_ssize_t state_size         # numbers of a session's state
     cdef Threads threads
     cdef readonly Arena arena
     cdef readonly object dtype
@@ -107,17 +128,24 @@ cdef class EngineCore:
 
     def __cinit__(
         self, Network network not None, Py_ssize_t max_sessions, int threads, largest_event,
-        Py_ssize_t vocabulary,
+        Py_ssize_t vocabulary, CompiledHead head=None,
     ):
+        cdef bint single = network.plan.itemsize == 4 and head is None
         self.network = network
         self.threads = Threads(network, threads)
-        self.dtype = np.dtype(np.float32 if network.plan.itemsize == 4 else np.float64)
-        self.typenum = cnp.NPY_FLOAT32 if network.plan.itemsize == 4 else cnp.NPY_FLOAT64
+        self.inputs, self.outputs = network.plan.inputs, network.plan.outputs
+        self.state_size, initial = network.state_size, network.initial_state
+        if head is not None:
+            self.head = HeadSteps(head, network, self.threads)
+            self.inputs, self.outputs = head.plan.readings, head.plan.outputs
+            self.state_size, initial = self.head.state_size, self.head.initial_row
+        self.dtype = np.dtype(np.float32 if single else np.float64)
+        self.typenum = cnp.NPY_FLOAT32 if single else cnp.NPY_FLOAT64
         self.largest_event = np.array(largest_event, self.dtype)
         self.largest_event.flags.writeable = False
         self.largest = cnp.PyArray_DATA(self.largest_event)
         self.vocabulary = vocabulary
-        self.arena = Arena(network.initial_state, max_sessions)
+        self.arena = Arena(initial, max_sessions)
         self.forks = forks
 
     def __dealloc__(self):
@@ -139,7 +167,7 @@ cdef class EngineCore:
         return (cnp.PyArray_Check(x) and cnp.PyArray_TYPE(<cnp.ndarray> x) == self.typenum
                 and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> x)
                 and cnp.PyArray_NDIM(<cnp.ndarray> x) == ndim
-                and cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) == self.network.plan.inputs)
+                and cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) == self.inputs)
 
     cdef cnp.ndarray events(self, object x, int ndim):
         """x as an array whose last axis is the inputs: itself, or converted, or refused."""
@@ -149,7 +177,7 @@ cdef class EngineCore:
         return x
 
     cdef int check_finite(self, cnp.ndarray x) except -1:
-        cdef Py_ssize_t width = self.network.plan.inputs
+        cdef Py_ssize_t width = self.inputs
         cdef Py_ssize_t n = cnp.PyArray_SIZE(x) // width
         cdef void* data = cnp.PyArray_DATA(x)
         cdef bint fine
@@ -160,6 +188,10 @@ cdef class EngineCore:
             fine = self.all_within(data, n)
         if not fine:
             good = np.abs(x) <= self.largest_event
+            if self.head is not None:
+                missing = np.isnan(x)
+                missing[..., :self.head.compiled.plan.timed] = False
+                good |= missing
             if self.vocabulary:
                 good &= (x >= 0) & (x == np.floor(x))
             where = [int(k[0]) for k in np.nonzero(~good)]
@@ -170,13 +202,24 @@ cdef class EngineCore:
             raise NonFiniteError(
                 f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
                 f"{self.largest_event[where[len(where) - 1]]:.1e} for this model: "
-                "repair it or leave it out")
+                f"{self.remedy(where[len(where) - 1])}")
         return 0
 
+    cdef str remedy(self, Py_ssize_t column):
+        if self.head is None:
+            return "repair it or leave it out"
+        if column < self.head.compiled.plan.timed:
+            return "time is in seconds since 1970"
+        return "give NaN for a missing value"
+
     cdef bint all_within(self, const void* x, Py_ssize_t n) noexcept nogil:
-        cdef Py_ssize_t width = self.network.plan.inputs
+        cdef Py_ssize_t width = self.inputs
         cdef bint fine
-        if self.network.plan.itemsize == 4:
+        if self.head is not None:
+            return within_or_missing(
+                <const double*> x, n, <const double*> self.largest, width,
+                self.head.compiled.plan.timed)
+        if self.typenum == cnp.NPY_FLOAT32:
             fine = all_within(<const float*> x, n, <const float*> self.largest, width)
             return fine and (not self.vocabulary or all_whole(<const float*> x, n))
         fine = all_within(<const double*> x, n, <const double*> self.largest, width)
@@ -254,13 +297,13 @@ cdef class EngineCore:
     def _read_row(self, uint32_t row, uint32_t epoch):
         """(numbers [state_size], seq) of a row, copied; None when `epoch` does not own it."""
         self.check_usable()
-        numbers = np.empty(self.network.state_size, self.dtype)
+        numbers = np.empty(self.state_size, self.dtype)
         cdef void* to = cnp.PyArray_DATA(numbers)
         cdef int64_t seq
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return None
-            memcpy(to, self.arena.row(row), self.arena.row_bytes)
+            self.copy_out(self.arena.row(row), to)
             seq = self.arena.seq[row]
         return numbers, seq
 
@@ -271,16 +314,26 @@ cdef class EngineCore:
         which one it was; False when not owned."""
         self.check_usable()
         if numbers is not None:
-            if not self.is_exact(numbers, -1, self.network.state_size, False):
-                self.refuse_inexact(numbers, "state", (self.network.state_size,), False)
+            if not self.is_exact(numbers, -1, self.state_size, False):
+                self.refuse_inexact(numbers, "state", (self.state_size,), False)
         with self.lock:
             if not self.arena.owns(row, epoch):
                 return False
-            memcpy(self.arena.row(row),
-                   self.arena.initial if numbers is None else <char*> cnp.PyArray_DATA(numbers),
-                   self.arena.row_bytes)
+            if numbers is None:
+                memcpy(self.arena.row(row), self.arena.initial, self.arena.row_bytes)
+            elif self.head is None:
+                memcpy(self.arena.row(row), cnp.PyArray_DATA(numbers), self.arena.row_bytes)
+            else:
+                self.head.write_row(
+                    self.arena.row(row), <const double*> cnp.PyArray_DATA(numbers))
             self.arena.seq[row] = seq if seq >= 0 else self.arena.seq[row] + 1
             return True
+
+    cdef inline void copy_out(self, const char* row, void* numbers) noexcept:
+        if self.head is None:
+            memcpy(numbers, row, self.arena.row_bytes)
+        else:
+            self.head.read_row(row, <double*> numbers)
 
     def _close_core(self):
         """Refuse all further work and give the state back to the system."""
@@ -311,6 +364,28 @@ cdef class EngineCore:
         self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
         const void* x, void* y, bint release,
     ) except -2:
+        cdef Py_ssize_t i = self.find_rows(rows, epochs, n)
+        if i >= 0:
+            return i
+        if self.head is not None:
+            self.head.reserve(n)
+            if self.head.refuses:
+                self.check_policies(n, steps, <const double*> x)
+        if release:
+            self.away = True
+            with nogil:
+                self.run(n, steps, x, y)
+            self.away = False
+        else:
+            self.run(n, steps, x, y)
+        for i in range(n):
+            self.arena.seq[rows[i]] += steps
+        return -1
+
+    cdef Py_ssize_t find_rows(
+        self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n,
+    ) except -2:
+        """Let `rows` be where n sessions' states stand; -1, or who is not owned any more."""
         cdef Py_ssize_t i, k
         # Rows of a large arena come from memory: all misses at once, not one by one.
         cdef bint fetch = n > 1 and n * self.arena.row_bytes <= FETCH_BYTES
@@ -328,16 +403,59 @@ cdef class EngineCore:
             if fetch:
                 for k in range(0, self.arena.row_bytes, 64):
                     prefetch(self.rows[i] + k)
-        if release:
-            self.away = True
-            with nogil:
-                self.threads.run(self.rows, n, steps, x, y)
-            self.away = False
-        else:
-            self.threads.run(self.rows, n, steps, x, y)
-        for i in range(n):
-            self.arena.seq[rows[i]] += steps
         return -1
+
+    cdef inline void run(
+        self, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
+    ) noexcept nogil:
+        """x through the sessions of find_rows."""
+        if self.head is None:
+            self.threads.run(self.rows, n, steps, x, y)
+        else:
+            self.head.run(self.rows, n, steps, <const double*> x, <double*> y)
+
+    cdef int check_policies(self, Py_ssize_t n, Py_ssize_t steps, const double* x) except -1:
+        cdef Py_ssize_t at = self.head.first_refused(self.rows, n, steps, x)
+        if at >= 0:
+            raise self.refusal(at, [x[at * self.inputs + j] for j in range(self.inputs)])
+        return 0
+
+    # -- forecasts --------------------------------------------------------------------
+
+    cdef object forecast(
+        self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, steps,
+    ):
+        """[n, steps, quantiles], or who is not owned any more."""
+        self.check_usable()
+        cdef Py_ssize_t ahead = self.check_ahead(steps)
+        if self.network.plan.kernel:
+            with self.lock:
+                return self.forecast_owned(rows, epochs, n, ahead)
+        with self.long_call(), self.lock:
+            return self.forecast_owned(rows, epochs, n, ahead)
+
+    cdef object forecast_owned(
+        self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
+    ):
+        cdef Py_ssize_t i = self.find_rows(rows, epochs, n)
+        cdef Py_ssize_t width = self.arena.stride  # whole cache lines
+        if i >= 0:
+            return i
+        cdef cnp.ndarray copies = aligned((n, width // sizeof(float)))
+        cdef cnp.ndarray out = np.empty((n, steps, self.head.compiled.plan.quantiles))
+        cdef double* to = <double*> cnp.PyArray_DATA(out)
+        self.head.reserve(n)
+        for i in range(n):
+            memcpy(cnp.PyArray_BYTES(copies) + i * width, self.rows[i], self.arena.row_bytes)
+            self.rows[i] = cnp.PyArray_BYTES(copies) + i * width
+        self.away = True
+        with nogil:
+            self.head.forecast(self.rows, n, steps, to)
+        self.away = False
+        return out
+
+    def _totals(self):
+        return {} if self.head is None else self.head.compiled.totals()
 
     @property
     def state_bytes(self):
@@ -392,7 +510,7 @@ cdef class SessionCore:
         """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(x, 1)
-        cdef cnp.npy_intp outputs = engine.network.plan.outputs
+        cdef cnp.npy_intp outputs = engine.outputs
         cdef cnp.ndarray out = cnp.PyArray_EMPTY(1, &outputs, engine.typenum, 0)
         self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
@@ -404,10 +522,10 @@ cdef class SessionCore:
         memory. Raises as step().
         """
         cdef EngineCore engine = self.engine
-        if not engine.is_exact(x, -1, engine.network.plan.inputs, False):
-            engine.refuse_inexact(x, "x", (engine.network.plan.inputs,), False)
-        if not engine.is_exact(out, -1, engine.network.plan.outputs, True):
-            engine.refuse_inexact(out, "out", (engine.network.plan.outputs,), True)
+        if not engine.is_exact(x, -1, engine.inputs, False):
+            engine.refuse_inexact(x, "x", (engine.inputs,), False)
+        if not engine.is_exact(out, -1, engine.outputs, True):
+            engine.refuse_inexact(out, "out", (engine.outputs,), True)
         engine.check_finite(x)
         engine.check_apart(x, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
@@ -417,9 +535,23 @@ cdef class SessionCore:
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 0)
-        out = np.empty((steps, engine.network.plan.outputs), engine.dtype)
+        out = np.empty((steps, engine.outputs), engine.dtype)
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
+
+    def forecast(self, steps):
+        """Quantiles of the target in the next `steps` steps: [steps, quantiles] float64, in its
+        unit; the session is left as it is.
+
+        Up to the model's horizon they are what the network said at the last step. Beyond it a
+        copy of the state is fed the medians as if they had been read (the others stay at their
+        last values), and bands widen by the error of what it was fed. Raises InputError,
+        EngineError for a model without a head, SessionClosedError, SessionFencedError.
+        """
+        got = self.engine.forecast(&self.row, &self.row_epoch, 1, steps)
+        if isinstance(got, int):
+            raise self.engine.lost(self)
+        return got[0]
 
     cdef int apply(self, Py_ssize_t steps, const void* x, void* y) except -1:
         if self.engine.apply(&self.row, &self.row_epoch, 1, steps, x, y) >= 0:
@@ -502,15 +634,15 @@ cdef class Group:
         Raises SessionUnknownError.
         """
         cdef EngineCore engine = self.engine
-        cdef Py_ssize_t i, width = engine.arena.row_bytes
+        cdef Py_ssize_t i, width = engine.state_size * engine.dtype.itemsize
         engine.check_usable()
-        cdef cnp.ndarray out = np.empty((self.n, engine.network.state_size), engine.dtype)
+        cdef cnp.ndarray out = np.empty((self.n, engine.state_size), engine.dtype)
         cdef char* to = cnp.PyArray_BYTES(out)
         with engine.lock:
             for i in range(self.n):
                 if not engine.arena.owns(self.rows[i], self.epochs[i]):
                     break
-                memcpy(to + i * width, engine.arena.row(self.rows[i]), width)
+                engine.copy_out(engine.arena.row(self.rows[i]), to + i * width)
             else:
                 return out
         self.raise_lost(i)
@@ -536,7 +668,7 @@ cdef class Group:
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef cnp.npy_intp shape[2]
-        shape[0], shape[1] = self.n, engine.network.plan.outputs
+        shape[0], shape[1] = self.n, engine.outputs
         cdef cnp.ndarray out = cnp.PyArray_EMPTY(2, shape, engine.typenum, 0)
         self.check_count(events)
         self.apply(1, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
@@ -548,13 +680,34 @@ cdef class Group:
         Both must be C-contiguous arrays of exactly the engine's dtype, apart in memory.
         """
         cdef EngineCore engine = self.engine
-        if not engine.is_exact(X, self.n, engine.network.plan.inputs, False):
-            engine.refuse_inexact(X, "X", (self.n, engine.network.plan.inputs), False)
-        if not engine.is_exact(out, self.n, engine.network.plan.outputs, True):
-            engine.refuse_inexact(out, "out", (self.n, engine.network.plan.outputs), True)
+        if not engine.is_exact(X, self.n, engine.inputs, False):
+            engine.refuse_inexact(X, "X", (self.n, engine.inputs), False)
+        if not engine.is_exact(out, self.n, engine.outputs, True):
+            engine.refuse_inexact(out, "out", (self.n, engine.outputs), True)
         engine.check_finite(X)
         engine.check_apart(X, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
+
+    def refusals(self, X):
+        """Which of the readings X [n, inputs] a policy of the head would refuse, and why:
+        {index: InputError}. Raises as step(), but for those."""
+        cdef EngineCore engine = self.engine
+        engine.check_usable()
+        if engine.head is None or not engine.head.refuses:
+            return {}
+        cdef cnp.ndarray events = engine.events(X, 2)
+        cdef const double* x = <const double*> cnp.PyArray_DATA(events)
+        self.check_count(events)
+        found = []
+        with engine.lock:
+            i = engine.find_rows(self.rows, self.epochs, self.n)
+            if i < 0:
+                found = [k for k in range(self.n)
+                         if engine.head.first_refused(
+                             engine.rows + k, 1, 1, x + k * engine.inputs) == 0]
+        if i >= 0:
+            self.raise_lost(i)
+        return {k: engine.refusal(k, events[k].tolist()) for k in found}
 
     def run(self, X):
         """A sequence for each session: X [n, time, inputs] -> fresh [n, time, outputs]."""
@@ -562,9 +715,16 @@ cdef class Group:
         cdef cnp.ndarray events = engine.events(X, 3)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 1)
         self.check_count(events)
-        out = np.empty((self.n, steps, engine.network.plan.outputs), engine.dtype)
+        out = np.empty((self.n, steps, engine.outputs), engine.dtype)
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
+
+    def forecast(self, steps):
+        """Session.forecast of each: [n, steps, quantiles] float64."""
+        got = self.engine.forecast(self.rows, self.epochs, self.n, steps)
+        if isinstance(got, int):
+            self.raise_lost(got)
+        return got
 
     cdef int check_count(self, cnp.ndarray events) except -1:
         if cnp.PyArray_DIM(events, 0) != self.n:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from streamlstm.errors import UnsupportedModelError
+from streamlstm.feature import Feature
 from streamlstm.importers.fold import folded, leading
 from streamlstm.importers.source import Source, selected
 from streamlstm.layers import Function
-from streamlstm.model import Feature, Model
+from streamlstm.model import Model
 
 __all__ = ["from_torch", "import_model", "open_source"]
 

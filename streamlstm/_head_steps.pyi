@@ -1,0 +1,5 @@
+from streamlstm._head import CompiledHead
+
+class HeadSteps:
+    compiled: CompiledHead
+    state_size: int
