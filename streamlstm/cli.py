@@ -1,4 +1,4 @@
-"""The command line: serve, sessions, stream, import, inspect, stats, demo.
+"""The command line: train, detect, serve, sessions, stream, import, inspect, stats, demo.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage or, of the demo, can't
 run as asked, 130 and 143 ended by Ctrl-C and SIGTERM, of the demo also 129 by SIGHUP.
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_add_serve, _add_sessions, _add_stream, _add_import, _add_inspect),
-        *(_add_stats, _add_demo),
+        *(_add_train, _add_detect, _add_serve, _add_sessions, _add_stream, _add_import),
+        *(_add_inspect, _add_stats, _add_demo),
     ):
         add(commands)
     return parser
@@ -70,6 +70,154 @@ def _add(
     )
     command.set_defaults(command=run)
     return command
+
+
+def _add_train(commands: Any) -> None:
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "make a forecasting model of a CSV file, and try it",
+        "The file has a header and rows in the order of time; an empty cell is a missing value. "
+        "The model is tried on the last rows, which training has not seen, beside forecasts that "
+        "need no model. Needs PyTorch: pip install 'streamlstm[train]'.",
+    )
+    train.add_argument("csv", metavar="CSV", help="the readings; - for stdin")
+    train.add_argument("--target", required=True, metavar="COL", help="the column to forecast")
+    train.add_argument(
+        "-o", dest="out", required=True, metavar="MODEL", help="the model file to write"
+    )
+    train.add_argument(
+        "--horizon",
+        type=_positive_int,
+        default=1,
+        metavar="N",
+        help="steps ahead to forecast (default: %(default)s)",
+    )
+    train.add_argument(
+        "--time",
+        metavar="COL",
+        help="times, as ISO 8601 or seconds since 1970 (default: a column called timestamp, time, "
+        "datetime or date, or a first column of times; else each row is a step)",
+    )
+    train.add_argument(
+        "--series",
+        metavar="COL",
+        help="which sensor a row is of, to train one model of many of a kind",
+    )
+    train.add_argument(
+        "--with",
+        dest="others",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="other columns that help to forecast",
+    )
+    train.add_argument(
+        "--quantiles",
+        type=_numbers,
+        default=[0.1, 0.5, 0.9],
+        metavar="P,..",
+        help="of the forecast, 0.5 in their middle (default: 0.1,0.5,0.9)",
+    )
+    _add_policies(train)
+    train.add_argument(
+        "--hidden",
+        type=_positive_int,
+        default=32,
+        metavar="N",
+        help="units of the LSTM (default: %(default)s)",
+    )
+    train.add_argument(
+        "--seed", type=_natural, default=0, metavar="N", help="(default: %(default)s)"
+    )
+    train.add_argument("--name", metavar="NAME", help="the model's name (default: MODEL's)")
+
+
+def _add_policies(command: argparse.ArgumentParser) -> None:
+    """What a model with a head does with rows that are missing, late or at odd times."""
+    command.add_argument(
+        "--spacing",
+        choices=("grid", "gap"),
+        default="grid",
+        help="put rows on a grid of their usual distance, or take each as a step and tell the "
+        "network how far apart they are (default: grid)",
+    )
+    command.add_argument(
+        "--missing",
+        choices=("reject", "skip", "hold", "predict"),
+        default="hold",
+        help="a missing value: refuse the row, skip its step, hold the last value, or go on with "
+        "the forecast (default: hold)",
+    )
+    command.add_argument(
+        "--late",
+        choices=("drop", "reject", "step"),
+        default="drop",
+        help="a row that comes late or twice: drop it, refuse it, or take it as the next step "
+        "(default: drop)",
+    )
+
+
+def _add_detect(commands: Any) -> None:
+    detect = _add(
+        commands,
+        "detect",
+        _detect,
+        "find what is unusual in a CSV file, row by row",
+        "Trains a model on the first half of the rows, then streams all of them: what was forecast "
+        "for each row before it came, how unusual it is, and an alert where that is much. Alerts "
+        "go to stdout, the scores of all rows to a file. Training needs PyTorch: "
+        "pip install 'streamlstm[train]'. With --model nothing is trained: "
+        "tail -f sensor.csv | streamlstm detect - --model flow.safetensors",
+    )
+    detect.add_argument("csv", metavar="CSV", help="the readings; with --model also - for stdin")
+    detect.add_argument("--target", metavar="COL", help="the column to watch; --model knows it")
+    detect.add_argument(
+        "--model", metavar="MODEL", help="a model file of `train` or --save-model, to train none"
+    )
+    detect.add_argument(
+        "-o",
+        dest="out",
+        metavar="FILE",
+        help="where the scores go (default: scores.csv); - for stdout, alerts then go to stderr",
+    )
+    detect.add_argument(
+        "--json",
+        action="store_true",
+        help="scores as JSON, one row a line (default FILE: scores.jsonl)",
+    )
+    detect.add_argument("--plot", metavar="SVG", help="draw readings, forecasts and alerts")
+    detect.add_argument(
+        "--train-rows",
+        type=_positive_int,
+        metavar="N",
+        help="train on the first N rows of each series (default: on the first half)",
+    )
+    detect.add_argument("--save-model", metavar="MODEL", help="keep the trained model in this file")
+    detect.add_argument(
+        "--horizon",
+        type=_positive_int,
+        metavar="N",
+        help="steps ahead that the model learns to forecast (default: 1)",
+    )
+    detect.add_argument(
+        "--time",
+        metavar="COL",
+        help="times, as ISO 8601 or seconds since 1970 (default: as in train)",
+    )
+    detect.add_argument(
+        "--series", metavar="COL", help="which sensor a row is of; each is watched on its own"
+    )
+    detect.add_argument(
+        "--with",
+        dest="others",
+        type=_names,
+        metavar="A,B",
+        help="other columns that help to forecast",
+    )
+    _add_policies(detect)
+    detect.set_defaults(spacing=None, missing=None, late=None)  # --model has its own
 
 
 def _add_serve(commands: Any) -> None:
@@ -163,6 +311,7 @@ def _add_stream(commands: Any) -> None:
         "step a CSV file or stdin row by row through a model",
         "A header row maps columns to the model's inputs by name, other columns are ignored; "
         "without a header the columns are the inputs in order. "
+        "A trained model's times may be text (2014-02-14 14:30), and empty cells are missing. "
         "Outputs go to stdout as CSV, one line for each row as soon as it is there: "
         "tail -f sensor.csv | streamlstm stream model.safetensors",
     )
@@ -261,6 +410,12 @@ def _names(text: str) -> list[str]:
     raise argparse.ArgumentTypeError(f"must be names with commas between them, got {text!r}")
 
 
+def _numbers(text: str) -> list[float]:
+    with suppress(ValueError):
+        return [float(number) for number in text.split(",")]
+    raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}")
+
+
 def _positive_int(text: str) -> int:
     with suppress(ValueError):
         value = int(text)
@@ -351,15 +506,15 @@ def _while_read(run: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
 def _stream_rows(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        session, inputs, outputs = stack.enter_context(_stream_session(args))
+        session, columns, outputs = stack.enter_context(_stream_session(args))
         source = stack.enter_context(csv_events.open_csv(args.csv))
         progress = _Progress()
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(outputs)
         bad = 0
-        for line, row in csv_events.rows(source, inputs):
+        for line, row in csv_events.rows(source, columns):
             try:
-                y = session.step(csv_events.event(row, inputs))
+                y = session.step(csv_events.event(row, columns))
             except InputError as error:
                 sentence = f"line {line}: {error}"
                 if not args.skip_bad:
@@ -377,16 +532,21 @@ def _stream_rows(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], list[str]]]:
-    """The session to step, and the names of its inputs and outputs."""
+def _stream_session(
+    args: argparse.Namespace,
+) -> Iterator[tuple[Any, csv_events.Columns, list[str]]]:
+    """The session to step, its columns, and the names of its outputs."""
     if args.connect:
         from streamlstm.serving.client import Client  # noqa: PLC0415
 
         with Client(args.connect) as client:
             session = client.open(args.session, Path(args.model).stem, resume=args.resume)
             inputs = [name for name, _ in session.model.inputs]
+            head = session.model.head
+            time = None if head is None else head.time
+            columns = csv_events.Columns(inputs, time, gaps=head is not None)
             try:
-                yield session, inputs, [name for name, _ in session.model.outputs]
+                yield session, columns, [name for name, _ in session.model.outputs]
             finally:
                 if not args.resume:  # else it is to be gone on with again
                     with suppress(StreamLSTMError):  # the error that ended the stream says more
@@ -396,8 +556,10 @@ def _stream_session(args: argparse.Namespace) -> Iterator[tuple[Any, list[str], 
 
         model = load(args.model)
         with Engine(model, max_sessions=1) as engine:
+            time = None if model.head is None else model.head.time
             inputs = [feature.name for feature in model.inputs]
-            yield engine.open(args.session), inputs, [feature.name for feature in model.outputs]
+            columns = csv_events.Columns(inputs, time, gaps=model.head is not None)
+            yield engine.open(args.session), columns, [feature.name for feature in model.outputs]
 
 
 class _Progress:
@@ -425,7 +587,37 @@ class _Progress:
             print(f"\r{self._rows:,} rows done      ", file=sys.stderr)
 
 
-# --- import, inspect, stats, demo -----------------------------------------------------------------
+# --- train, detect, import, inspect, stats, demo --------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.out == args.csv:
+        return _wrong_usage("train: -o is CSV itself; write the model elsewhere")
+    from streamlstm import train_command  # noqa: PLC0415
+
+    return train_command.run(args)
+
+
+def _detect(args: argparse.Namespace) -> int:
+    training = ("target", "train_rows", "save_model", "horizon", "time", "others")
+    for option in (*training, "spacing", "missing", "late"):
+        if args.model is not None and getattr(args, option) is not None:
+            name = "with" if option == "others" else option.replace("_", "-")
+            return _wrong_usage(f"detect: --{name} is of training; --model has its own")
+    if args.model is None and args.target is None:
+        return _wrong_usage("detect: say with --target which column to watch")
+    if args.model is None and args.csv == "-":
+        return _wrong_usage("detect: stdin needs a --model; training reads its file twice")
+    if args.plot is not None and Path(args.plot).suffix != ".svg":
+        return _wrong_usage(f"detect: --plot draws SVG; call the file {args.plot}.svg")
+    args.out = args.out or ("scores.jsonl" if args.json else "scores.csv")
+    files = [args.csv, args.model, args.out, args.plot, args.save_model]
+    files = [Path(file).resolve() for file in files if file not in (None, "-")]
+    if len(set(files)) < len(files):
+        return _wrong_usage("detect: two of its files are the same; write each to its own")
+    from streamlstm import detect_command  # noqa: PLC0415
+
+    return _while_read(detect_command.run, args)
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ from streamlstm.errors import (
     StateMismatchError,
     StreamLSTMError,
 )
-from streamlstm.events import as_events
+from streamlstm.events import acceptable, as_events
 from streamlstm.feature import Feature
 from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
 from streamlstm.layers import (
@@ -234,6 +234,10 @@ class Engine(EngineCore):
     def convert(self, x: Any, ndim: int) -> Array:
         """x as a C-ordered array [..., inputs] of `ndim` axes in the engine's dtype."""
         return as_events(x, [f.name for f in self.model.inputs], ndim, self.dtype)
+
+    def acceptable(self, x: Array) -> Array:
+        """Which numbers of x [..., inputs] can be taken."""
+        return acceptable(x, self.largest_event, self.model.head, self.model.vocabulary)
 
     def check_ahead(self, steps: Any) -> int:
         """The number of steps to forecast. Raises EngineError, InputError."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from streamlstm.errors import DtypeError, MissingInputError, ShapeError
+from streamlstm.head import Head
 
 Array = NDArray[Any]
 
@@ -38,6 +39,22 @@ def as_events(x: Any, names: Sequence[str], ndim: int, dtype: np.dtype[Any]) -> 
         )
     with np.errstate(over="ignore", under="ignore"):
         return np.ascontiguousarray(a, dtype=dtype)
+
+
+def acceptable(X: Array, largest: ArrayLike, head: Head | None, vocabulary: int = 0) -> Array:
+    """Which numbers of events X [..., inputs] a model can take: bool, of the same shape.
+
+    largest: what each input may be at most, plus or minus [inputs], or one for all. With a head
+    NaN is a missing value, but for the time; with a vocabulary events are whole numbers from 0.
+    """
+    good: Array = np.abs(X) <= largest  # NaN is not
+    if head is not None:
+        missing = np.isnan(X)
+        missing[..., : head.time is not None] = False
+        good |= missing
+    if vocabulary:
+        good &= (X >= 0) & (np.floor(X) == X)
+    return good
 
 
 def _array(x: Any) -> Array:

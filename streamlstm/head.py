@@ -44,6 +44,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from streamlstm.errors import InputError, ModelError, NonFiniteError
@@ -135,6 +136,14 @@ class Head:
     residuals: tuple[Residual, ...] = ()
 
     def __post_init__(self) -> None:
+        # As floats, because 1 and 1.0 are different texts in a fingerprint.
+        keep = partial(object.__setattr__, self)
+        keep("target", _as_floats(self.target))
+        keep("others", tuple(map(_as_floats, self.others)))
+        keep("step_s", float(self.step_s))
+        keep("quantiles", tuple(map(float, self.quantiles)))
+        keep("calendar", tuple(self.calendar))
+        keep("residuals", tuple(Residual(*map(float, r)) for r in self.residuals))
         for f in (self.target, *self.others):
             if not (1e-150 <= f.std <= 1e150 and abs(f.mean) <= LARGEST_Z / 2 * f.std):
                 raise ModelError(
@@ -238,10 +247,13 @@ class Head:
         fields = dict(told)
         fields["target"] = Feature(**fields["target"])
         fields["others"] = tuple(Feature(**f) for f in fields["others"])
-        fields["residuals"] = tuple(Residual(*map(float, r)) for r in fields["residuals"])
-        for name in ("quantiles", "calendar"):
-            fields[name] = tuple(fields[name])
         return cls(**fields)
+
+
+def _as_floats(f: Feature) -> Feature:
+    if not isinstance(f, Feature):
+        raise ModelError(f"a head's target and others are Features; got {f!r}")
+    return Feature(f.name, f.unit, float(f.mean), float(f.std))
 
 
 def checked_ahead(steps: Any) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from streamlstm import csv_events, model_file
 from streamlstm.errors import ModelError, UnsupportedModelError
 from streamlstm.feature import Feature
+from streamlstm.head import Head
 from streamlstm.importers import model_of, open_source
 from streamlstm.importers.source import Source
 from streamlstm.importers.verify import Proof, verify
@@ -145,7 +146,7 @@ def _list(source: Source) -> None:
 def _show(model: Model) -> None:
     _say("dtype", model.dtype.name)
     _say("parameters", f"{model.parameters:,}")
-    _say("state", f"{model.state_size * model.dtype.itemsize:,} bytes per session")
+    _say("state", f"{_state_bytes(model):,} bytes per session")
     print("layers")
     for layer in model.layers:
         sizes = f"{layer.input_size:5} -> {layer.output_size:<5}"
@@ -154,6 +155,34 @@ def _show(model: Model) -> None:
         print(title)
         for feature in features:
             print(f"  {_described(feature)}")
+    if model.head is not None:
+        print("head")
+        for what, text in _told_of_head(model.head):
+            print(f"  {what:10} {_printable(text)}")
+
+
+def _state_bytes(model: Model) -> int:
+    """Of a session's row: the network's numbers, and the head's in float64."""
+    head = 0 if model.head is None else model.head.state_size
+    return (model.state_size - head) * model.dtype.itemsize + head * 8
+
+
+def _told_of_head(head: Head) -> Iterable[tuple[str, str]]:
+    every = "" if head.time is None else f" of {head.step_s:g} s"
+    bands = ", ".join(f"{100 * q:g} %" for q in head.quantiles)
+    yield "forecasts", f"{head.horizon} step(s){every} ahead, quantiles {bands}"
+    if head.time is not None:
+        yield "time", f"{head.time}; told {', '.join(head.calendar) or 'no cycle'}; {head.spacing}"
+        yield "late", head.late
+    yield "missing", head.missing
+    yield "warm-up", f"{head.warm_up} steps"
+    for k in sorted({0, len(head.residuals) - 1} - {-1}):
+        r, unit = head.residuals[k], f" {head.target.unit}".rstrip()
+        yield (
+            f"step {k + 1}",
+            f"off by {r.mae:.4g}{unit} (std {r.std:.4g}) on rows not trained on; "
+            f"{100 * r.coverage:.0f} % of them within the band",
+        )
 
 
 def _described(feature: Feature) -> str:

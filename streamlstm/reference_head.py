@@ -187,7 +187,8 @@ class Stream:
 
     def _ahead(self, k: int) -> Vector:
         """Quantiles of a, k + 1 steps ahead."""
-        return np.clip(self.a + self.said[k], -h.LARGEST_A, h.LARGEST_A)
+        a: Vector = np.clip(self.a + self.said[k], -h.LARGEST_A, h.LARGEST_A)
+        return a
 
     def _units(self, a: Vector) -> Vector:
         values: Vector = self.head.target.mean + self.head.target.std * np.sinh(a)

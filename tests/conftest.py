@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from packages import Packages, git_files
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -34,6 +38,41 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # tests/parity compares with the frameworks themselves, where they are installed.
 collect_ignore = [] if HAS_TORCH else ["parity"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "untraced: repeats what others cover, many times, and is far faster without coverage",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("no_cov", default=False):
+        return  # there pytest-cov's marker fails: it has nothing to pause
+    for item in items:
+        if item.get_closest_marker("untraced"):
+            item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="module")
+def untraced_processes() -> Iterator[None]:
+    """No coverage in the processes of a module that only repeats what others cover."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packages | None]:
+    """The sdist and the wheel, under way; None without a list of what must be shipped."""
+    if shutil.which("git") is None or not git_files():
+        yield None
+        return
+    made = Packages(tmp_path_factory.mktemp("packages"))
+    yield made
+    made.end()
 
 
 def pytest_report_header() -> list[str]:

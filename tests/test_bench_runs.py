@@ -14,6 +14,7 @@ REPO = Path(__file__).parent.parent
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("untraced_processes")
 def test_bench_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "bench", "--benchmark-disable", "--no-cov", "-q",
@@ -27,6 +28,7 @@ def test_bench_runs(tmp_path):
     assert " passed" in done.stdout
 
 
+@pytest.mark.untraced
 def test_the_bench_of_cells_runs():
     results = bench_cells.measure(3, 8, 2, QUICK)
     assert {"plain", "GRU, reset before", "layer norm"} <= results.keys()

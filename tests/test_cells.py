@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -76,18 +77,25 @@ def dtype(request, monkeypatch):
     return "float32"
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_each_option_by_every_door(cell, dtype):
+@cache  # the oracle knows no kernels
+def expected_of(cell, dtype):
+    """A model, five streams for it, and what the reference makes of each."""
     model = sl.Model([CELLS[cell]], dtype=dtype)
     x = events(model, 5, 60)
+    return model, x, [reference.run(model, stream) for stream in x]
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_option_by_every_door(cell, dtype):
+    model, x, wanted = expected_of(cell, dtype)
     with sl.Engine(model) as engine:
         sessions = [engine.open(f"s{k}") for k in range(5)]
         y = engine.group(sessions).run(x)
         steps = engine.open("steps")
         y_steps = np.array([steps.step(event) for event in x[0]])
         states = [s.state() for s in sessions]
-        for k in range(5):
-            expected, last = reference.run(model, x[k])
+        for k, (expected, last) in enumerate(wanted):
             np.testing.assert_allclose(y[k], expected, rtol=1e-5, atol=H_ERROR[dtype])
             np.testing.assert_allclose(states[k].h(0), last[0][0], rtol=1e-5, atol=H_ERROR[dtype])
             if len(last[0]) == 2:
@@ -127,9 +135,9 @@ def test_embedding(dtype):
         assert session.state().numbers.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("option", ["peep", "clip_cell", "clip_gates", "norm", "w_p", "coupled"])
-def test_a_cell_that_never_forgets_stays_exact(option, dtype):
-    """c reaches 1,000: f is 1 but for 1e-9, i and g about 0.7 each step."""
+@cache
+def never_forgets(option, dtype):
+    """A model of such a cell, a long stream for it, and what the reference makes of that."""
     given = {"peep": 1e-7, "clip_cell": 1e6, "clip_gates": 30.0, "norm": 1e-3, "coupled": ""}
     tensors = {"peep": 3 * H, "norm": 4 * H}
     cell = with_only()
@@ -142,7 +150,14 @@ def test_a_cell_that_never_forgets_stays_exact(option, dtype):
     cell = sl.LSTM(cell.w_x * 0.1, cell.w_h * 0.1, b, **options)
     model = sl.Model([cell], dtype=dtype)
     x = events(model, 2000)
-    expected, last = reference.run(model, x)
+    return model, x, reference.run(model, x)
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize("option", ["peep", "clip_cell", "clip_gates", "norm", "w_p", "coupled"])
+def test_a_cell_that_never_forgets_stays_exact(option, dtype):
+    """c reaches 1,000: f is 1 but for 1e-9, i and g about 0.7 each step."""
+    model, x, (expected, last) = never_forgets(option, dtype)
     assert last[0][1].max() > 1000
     with sl.Engine(model) as engine:
         session = engine.open("a")

@@ -55,6 +55,7 @@ def golden(request, monkeypatch):
     return Golden(*case)
 
 
+@pytest.mark.untraced
 def test_step_by_step_with_all_states(golden):
     places = {int(step): at for at, step in enumerate(golden.steps)}
     with sl.Engine(golden.model) as engine:
@@ -67,8 +68,12 @@ def test_step_by_step_with_all_states(golden):
         assert session.seq == len(golden.x)
 
 
-def test_the_reference_agrees_too(golden):
-    """The oracle of the other tests, held against PyTorch's float64."""
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_reference_agrees_too(layers, head, dtype):
+    """The oracle of the other tests, held against PyTorch's float64. It uses no kernel."""
+    golden = Golden(layers, head, dtype)
     y, states = reference.run(golden.model, golden.x)
     np.testing.assert_allclose(y[golden.steps], golden.y, rtol=0, atol=golden.h_error)
     for layer, (h, c) in enumerate(states):
@@ -84,6 +89,7 @@ def test_whole_sequence(golden):
         golden.check_state(session.state(), -1)
 
 
+@pytest.mark.untraced
 def test_group_in_changing_order(golden):
     """Streams that start at different times, stepped together in an order that changes."""
     late = (0, 7, 100, 101)
@@ -104,6 +110,7 @@ def test_group_in_changing_order(golden):
             golden.check_state(session.state(), -1)
 
 
+@pytest.mark.untraced
 def test_group_run_in_uneven_chunks(golden):
     with sl.Engine(golden.model) as engine:
         group = engine.group([engine.open(name) for name in "abc"])

@@ -16,6 +16,7 @@ from heads import FLOW, HOUR_S, headed, heads, holed, readings, water
 from streamlstm import errors, reference
 from streamlstm import head as constants
 from streamlstm._head import unroll
+from streamlstm.cli import main
 from streamlstm.head import COUNTERS, FILL_MAX, LATE_MAX, Head, Residual
 from streamlstm.reference_head import Stream
 
@@ -386,6 +387,7 @@ def test_a_hostile_state_stays_finite(seed):
         ({"step_s": math.nan}, "step_s is nan"),
         ({"target": sl.Feature("v", "", 1e300, 1.0)}, "'v' has mean 1e\\+300"),
         ({"target": sl.Feature("v", "", 0.0, 0.0)}, "std 0.0"),
+        ({"target": "flow"}, "are Features; got 'flow'"),
         ({"others": (sl.Feature("v", "", math.nan, 1.0),)}, "mean nan"),
         ({"residuals": (Residual(1, 1, 1),)}, "1 residuals came for a horizon of 3"),
         ({"residuals": (Residual(1, math.nan, 1),) * 3}, "finite"),
@@ -481,3 +483,19 @@ def test_unroll_is_what_the_network_was_given(head):
     longest = 151 if head.spacing == "grid" else 1
     assert (np.diff(position).max() > 1) == (head.spacing == "grid")
     assert np.diff(position).max() <= longest + 10
+
+
+def test_inspect_tells_of_the_head(tmp_path, capsys):
+    head = replace(HOURLY, horizon=2, residuals=(Residual(1, 2, 0.8), Residual(3, 4, 0.75)))
+    headed(head).save(tmp_path / "m.safetensors")
+    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert f"state        {(12 + 12) * 4 + head.state_size * 8:,} bytes per session" in out
+    assert out[out.index("\nhead\n") :].splitlines()[2:8] == [
+        "  forecasts  2 step(s) of 3600 s ahead, quantiles 10 %, 50 %, 90 %",
+        "  time       time; told day, week; grid",
+        "  late       drop",
+        "  missing    hold",
+        "  warm-up    100 steps",
+        "  step 1     off by 1 l/s (std 2) on rows not trained on; 80 % of them within the band",
+    ]

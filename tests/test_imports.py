@@ -61,12 +61,13 @@ FLOORS = [
     {"_arena", "_cells_blas", "_cells_fused", "_network", "_threads", "_engine"}
     | {"_head", "_head_steps"},
     {"blas_threads", "kernels", "model", "reference_head"},
-    {"csv_events", "events", "reference"},
+    {"csv_events", "events", "plot", "reference"},
     {"engine", "readings"},
     {"model_file"},
     {"importers"},
     {"serving", "training"},
     {"demo", "import_command", "sessions_command", "train_command"},
+    {"detect_command"},
     {"cli"},
     {"__main__"},
 ]

@@ -37,6 +37,7 @@ def random_batches(rng: np.random.Generator, count: int):
         order = order[size:]
 
 
+@pytest.mark.untraced
 def test_no_number_reaches_a_neighbour(model):
     """Half of the sessions hold NaN; the others answer as if they were alone."""
     rng = np.random.default_rng(1)

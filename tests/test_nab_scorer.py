@@ -192,6 +192,7 @@ def scored_files(draw):
     return files
 
 
+@pytest.mark.untraced
 @settings(max_examples=200, deadline=None)
 @given(scored_files(), st.sampled_from(sorted(scorer.PROFILES)))
 def test_the_sweep_is_exact(files, name):

@@ -27,6 +27,7 @@ def check_state(model: sl.Model, state: sl.State, expected: reference.States) ->
         np.testing.assert_allclose(state.c(layer), c[0] if c else [], **C_ERROR[model.dtype.name])
 
 
+@pytest.mark.untraced
 @given(models(), st.integers(0, 2**32 - 1), st.data())
 def test_every_way_agrees_with_the_reference(model, seed, data):
     """step, step_into, run, group.step and group.run, mixed at random, over five streams."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parent.parent
+from packages import REPO, git_files
+
 USE = """
 import sys
 import numpy as np
@@ -26,7 +26,7 @@ assert np.isfinite(y).all() and y.any(), y
 print("stepped")
 """
 
-pytestmark = pytest.mark.timeout(900)  # two isolated builds, with the downloads they need
+pytestmark = pytest.mark.timeout(900)  # an isolated build, with the downloads it needs
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -37,28 +37,12 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def git_files(*options: str) -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", *options], cwd=REPO, capture_output=True, text=True, check=False
-    )
-    return [name for name in listed.stdout.split("\0") if name and (REPO / name).is_file()]
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """(sdist, wheel) of the files that git knows or would know, built outside the checkout."""
-    if shutil.which("git") is None or not git_files():
+def built(packages):
+    """(sdist, wheel); see packages.py."""
+    if packages is None:
         pytest.skip("not a git checkout: there is no list of what must be shipped")
-    folder = tmp_path_factory.mktemp("packaging")
-    source = folder / "source"
-    for name in git_files("--cached", "--others", "--exclude-standard"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPO / name, source / name)
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", source, cwd=folder)
-    shutil.rmtree(source)
-    (sdist,) = (folder / "dist").glob("*.tar.gz")
-    (wheel,) = (folder / "dist").glob("*.whl")
-    return sdist, wheel
+    return packages.wait()
 
 
 def test_the_sdist_holds_every_file_of_git(built):
@@ -83,9 +67,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
 
 def test_the_wheel_works_with_the_source_gone(built, tmp_path):
     """In a fresh venv that sees this one's dependencies, but not its streamlstm."""
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", built[1], cwd=tmp_path)
+    pip = sys.executable, "-m", "pip", "--python", python  # faster than the venv's own
+    run(*pip, "install", "--no-deps", "--no-index", built[1], cwd=tmp_path)
     dependencies = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "venv")}))
     (own / "dependencies.pth").write_text("\n".join(sorted(dependencies)))

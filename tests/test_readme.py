@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import streamlstm as sl
+from heads import HOUR_S, WATER, headed
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-EMBEDDED, CLIENT, RESUMED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+FORECAST, EMBEDDED, CLIENT, RESUMED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -50,6 +51,16 @@ def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     finally:
         server.terminate()
         server.communicate(timeout=20)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_forecast(capsys):
+    flow = sl.Feature("flow", "l/s", 100.0, 5.0)
+    headed(sl.Head(flow, time="timestamp", step_s=HOUR_S, horizon=24)).save("flow.safetensors")
+    exec(FORECAST.replace("streamlstm/demo/data/water_flow.csv", str(WATER)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 24
+    assert re.fullmatch(r"[\d.]+ l/s, most likely [\d.]+ to [\d.]+", lines[0])
 
 
 def test_the_examples_one_after_the_other(folder, capsys):

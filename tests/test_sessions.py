@@ -216,6 +216,7 @@ class Sessions(RuleBasedStateMachine):
 
 
 TestSessions = Sessions.TestCase
+TestSessions.pytestmark = [pytest.mark.untraced]
 TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 

@@ -98,6 +98,7 @@ def frames(recorded: Recorded) -> range:
     return range(HEADER_BYTES, len(recorded.log), FRAME)
 
 
+@pytest.mark.untraced
 def test_a_log_that_is_cut(recorded: Recorded) -> None:
     """At each frame's boundary, and in between: every whole commit is there, nothing else."""
     cuts = {0, 1, HEADER_BYTES - 1, HEADER_BYTES, len(recorded.log)}
@@ -120,6 +121,7 @@ def test_a_cut_end_is_written_over(recorded: Recorded) -> None:
         assert content(store) == expected
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["log only", "copied to the database"])
 def test_a_flipped_bit_in_the_log(recorded: Recorded, checkpointed: bool) -> None:
     """In each frame's header fields and payload."""
@@ -207,10 +209,9 @@ def test_logs_of_any_page_size(tmp_path: Path, page_size: int) -> None:
 # --- the main file --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def closed(tmp_path: Path) -> Path:
-    """A directory whose log is in the main file: 200 sessions, a journal of 9 records."""
-    directory = tmp_path / "closed"
+@pytest.fixture(scope="module")
+def closed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("closed") / "closed"
     with closing(open_store(directory, "sync")) as store:
         store.model("pump", "f" * 64, "float32", 200, ((100, 100),))
         store.put(a_row(id, 5) for id in range(1, 201))
@@ -220,6 +221,12 @@ def closed(tmp_path: Path) -> Path:
         store.commit()
     assert not (directory / "sessions.db-wal").exists()
     return directory
+
+
+@pytest.fixture
+def closed(closed_once: Path, tmp_path: Path) -> Path:
+    """A directory whose log is in the main file: 200 sessions, a journal of 9 records."""
+    return shutil.copytree(closed_once, tmp_path / "closed")
 
 
 def edited(directory: Path, *statements: str) -> None:
@@ -291,6 +298,7 @@ def test_journal_and_models_are_checked(closed: Path, change: str, match: str) -
     raises(closed, lambda store: list(store.journal()), match)
 
 
+@pytest.mark.untraced
 def test_flipped_bits_in_the_main_file(closed: Path) -> None:
     """Anywhere: what is read is right, or an error. `check` finds what is not there any more."""
     with closing(open_store(closed, "sync")) as store:

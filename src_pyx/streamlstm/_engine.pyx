@@ -187,13 +187,7 @@ cdef class EngineCore:
         else:
             fine = self.all_within(data, n)
         if not fine:
-            good = np.abs(x) <= self.largest_event
-            if self.head is not None:
-                missing = np.isnan(x)
-                missing[..., :self.head.compiled.plan.timed] = False
-                good |= missing
-            if self.vocabulary:
-                good &= (x >= 0) & (x == np.floor(x))
+            good = self.acceptable(x)
             where = [int(k[0]) for k in np.nonzero(~good)]
             if self.vocabulary:
                 raise NonFiniteError(

@@ -341,10 +341,10 @@ cdef void ahead(
 def unroll(head, readings):
     """The network's inputs in all steps that streaming `readings` would make, by the same code.
 
-    readings: float64 [T, readings]. Returns x [S, network_inputs] float64, row [S] int64: the
-    step's reading, -1 for a step that fills a gap, and position [S] int64: its place on the grid,
-    which jumps where a gap is stepped over. There is no network to predict with: "predict" is done as
-    "hold". Raises ShapeError.
+    readings: float64 [T, readings]. Returns x [S, network_inputs] float64; row [S] int64: the
+    step's reading, -1 for a step that fills a gap; and position [S] int64: its place on the grid,
+    which jumps where a gap is stepped over. There is no network to predict with: "predict" is
+    done as "hold". Raises ShapeError.
     """
     cdef CompiledHead compiled = CompiledHead(head)
     cdef Plan* p = &compiled.plan

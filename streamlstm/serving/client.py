@@ -28,6 +28,7 @@ import numpy.typing as npt
 import zmq
 
 from streamlstm.errors import ForkedProcessError, ServiceError, StreamLSTMError
+from streamlstm.head import checked_ahead
 from streamlstm.serving.client_protocol import ClientProtocol
 from streamlstm.serving.client_sessions import Call, ClientGroup, ClientSession, RemoteModel
 
@@ -181,7 +182,11 @@ class RemoteSession(_Session):
                     client._wait(call)
 
     def run(self, X: Any, *, deadline_s: float | None = None) -> Array:
-        """Apply a sequence of events: X [time, inputs] -> [time, outputs]."""
+        """Apply a sequence of events: X [time, inputs] -> [time, outputs].
+
+        A long one goes in pieces of `run_rows`: where the model refuses late readings, those in
+        the pieces before such a one are applied, as seq tells.
+        """
         Y: Array = self._client._do(self._client._protocol.run, self._core, X, deadline_s)
         return Y
 
@@ -193,6 +198,21 @@ class RemoteSession(_Session):
         """The state as bytes, to be kept and given to `restore`; State.from_bytes reads it."""
         state: bytes = self._client._control(self._core, "state")
         return state
+
+    def forecast(self, steps: int) -> Array:
+        """Quantiles of the target in the next `steps` steps: [steps, quantiles] float64, in its
+        unit; the session is left as it is. As Session.forecast.
+
+        Raises InputError, EngineError for a model without a head, ShapeError for more steps than
+        the server computes at a time (`forecast_steps` of its `hello`).
+        """
+        forecast: Array = self._client._control(self._core, "forecast", checked_ahead(steps))
+        return forecast
+
+    def counters(self) -> dict[str, int]:
+        """What happened to the session's readings (see head.COUNTERS); {} without a head."""
+        counters: dict[str, int] = self._client._control(self._core, "counters")
+        return counters
 
     def restore(self, state: Any) -> None:
         """Put back a state: bytes from `state`, or an embedded session's State; takes a number."""
@@ -393,6 +413,16 @@ class AsyncRemoteSession(_Session):
         """The state as bytes, to be kept and given to `restore`."""
         state: bytes = await self._client._control(self._core, "state")
         return state
+
+    async def forecast(self, steps: int) -> Array:
+        """Quantiles of the next steps [steps, quantiles], as RemoteSession.forecast."""
+        forecast: Array = await self._client._control(self._core, "forecast", checked_ahead(steps))
+        return forecast
+
+    async def counters(self) -> dict[str, int]:
+        """What happened to the session's readings (see head.COUNTERS); {} without a head."""
+        counters: dict[str, int] = await self._client._control(self._core, "counters")
+        return counters
 
     async def restore(self, state: Any) -> None:
         """Put back a state: bytes from `state`, or an embedded session's State; takes a number."""

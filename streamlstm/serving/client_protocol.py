@@ -28,6 +28,7 @@ was opened again with resume=True and its seq compared.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ from streamlstm.errors import (
     ShapeError,
     StreamLSTMError,
 )
+from streamlstm.head import Head
 from streamlstm.serving import wire
 from streamlstm.serving.client_sessions import (
     CLOSED,
@@ -62,6 +64,7 @@ from streamlstm.serving.client_sessions import (
     EVICTED,
     FENCED,
     IN_QUARANTINE,
+    LOOKS,
     LOST,
     NOTICES,
     OPEN,
@@ -91,7 +94,12 @@ REATTACH_S: Final = 0.2
 HELLO_S_MAX: Final = 5.0
 """A new client's patience: an address where nobody is should be told soon."""
 
-_REPLY_LIMITS: Final = wire.Limits(frame_bytes=1 << 30, items=1 << 20, depth=8)
+_REPLY_LIMITS: Final = wire.Limits(
+    frame_bytes=1 << 30,
+    items=1 << 20,
+    depth=8,
+    str_bytes=1 << 20,  # a head
+)
 
 
 class ClientProtocol:
@@ -187,7 +195,8 @@ class ClientProtocol:
         return self._submit(call, now)
 
     def control(self, session: ClientSession, op: str, *args: Any, now: float) -> Call:
-        """reset, state (the result is bytes), restore (takes bytes), close or fork (name)."""
+        """reset, restore (takes bytes), close, fork (takes a name), or a look: state (the result
+        is bytes), forecast (takes steps; [steps, quantiles]), counters (a dict)."""
         if op == "close" and (not session.row or session.closed):
             self._remove(session, now)
             call = Call(op, session, session, now)
@@ -398,8 +407,8 @@ class ClientProtocol:
             return call.args
         if op in ("step", "run"):
             return session.handle, session.epoch, call.seq, None, deadline, call.payload
-        if op in ("state", "close"):
-            return session.handle, session.epoch
+        if op == "close" or op in LOOKS:
+            return session.handle, session.epoch, *call.args
         return session.handle, session.epoch, call.last, *call.args
 
     def _resend(self, call: Call, now: float) -> None:
@@ -619,7 +628,7 @@ class ClientProtocol:
         refused = call.refusal if call.copies <= 0 and not call.lane.detached else None
         if refused is not None:
             self._refuse(call, refused, now, late=True)
-        elif call.op in ("state", "fork"):  # change nothing here
+        elif call.op == "fork" or call.op in LOOKS:  # change nothing here
             self._refuse(call, self._timed_out(call), now)
         else:
             self._lose(call, self._timed_out(call), now)
@@ -697,21 +706,29 @@ class ClientProtocol:
         self._go_on(call, now)
 
     def _changed(self, call: Call, message: tuple[Any, ...], now: float) -> None:
-        """reset, restore, state and close."""
-        _, _, _, seq, *rest = message
-        session = call.session
+        """reset, restore and close."""
+        seq, session = message[3], call.session
         assert session is not None
-        if call.op == "state" and type(rest[0]) is not bytes:
-            raise wire.BadMessageError("the state is not bin")
         if call.op != "close":
             self._acknowledge(session, seq, call.last)
-        self._finish(call, *rest)
+        self._finish(call)
         if call.op == "close":
             self._end_session(session, CLOSED, now)
             self._remove(session, now)
         elif call.takes and session.fate == QUARANTINED:
             session.ledger.row_fates[session.row] = OPEN
             session.ledger.changes += 1
+        self._go_on(call, now)
+
+    def _looked(self, call: Call, message: tuple[Any, ...], now: float) -> None:
+        _, _, _, seq, got = message
+        session = call.session
+        assert session is not None
+        result = session.model.seen(call.op, got)
+        if call.op == "forecast" and len(result) != call.args[0]:
+            raise wire.BadMessageError(f"it has {len(result)} steps, not {call.args[0]}")
+        self._acknowledge(session, seq, call.last)
+        self._finish(call, result)
         self._go_on(call, now)
 
     def _told(self, call: Call, message: tuple[Any, ...], now: float) -> None:
@@ -730,6 +747,7 @@ class ClientProtocol:
                 model.get("run_rows"),
                 model.get("largest"),
                 max(1, int(model["window"])),
+                _head(model.get("head")),
             )
             for model in info["models"]
         ]
@@ -772,8 +790,10 @@ class ClientProtocol:
         "run": _ran,
         "reset": _changed,
         "restore": _changed,
-        "state": _changed,
         "close": _changed,
+        "state": _looked,
+        "forecast": _looked,
+        "counters": _looked,
         "stats": _told,
     }
 
@@ -1100,3 +1120,11 @@ class ClientProtocol:
                     continue  # it was reset since
                 # What is in flight was done before, or will be refused.
                 self._end_session(session, fate, now, flight=session.detached)
+
+
+def _head(text: str | None) -> Head | None:
+    """A model's head as hello tells it."""
+    try:
+        return None if text is None else Head.read(json.loads(text))
+    except ModelError as error:
+        raise wire.BadMessageError(f"a model's head can't be read: {error}") from None

@@ -28,7 +28,8 @@ from streamlstm.errors import (
     SessionUnknownError,
     StreamLSTMError,
 )
-from streamlstm.events import as_events
+from streamlstm.events import acceptable, as_events
+from streamlstm.head import Head, refusal
 
 Array = npt.NDArray[Any]
 
@@ -73,12 +74,18 @@ _WHY: Final[dict[int, tuple[type[SessionError], str]]] = {
         "reset it or restore a state",
     ),
 }
-IN_QUARANTINE: Final = frozenset({"state", "reset", "restore", "close"})
+LOOKS: Final = frozenset({"state", "forecast", "counters"})
+"""Operations that change nothing."""
+
+IN_QUARANTINE: Final = LOOKS | {"reset", "restore", "close"}
 
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model of the server as `hello` tells it; inputs and outputs are (name, unit) pairs."""
+    """A model of the server as `hello` tells it; inputs and outputs are (name, unit) pairs.
+
+    dtype: of events, outputs and states. head: without its residuals.
+    """
 
     name: str
     fingerprint: str
@@ -88,6 +95,7 @@ class RemoteModel:
     run_rows: int | None = None  # events of one run message at most
     largest: tuple[float, ...] | None = None  # what each input of an event may be at most
     window: int = 1  # messages of one session that may be unanswered
+    head: Head | None = None
 
     @cached_property
     def shape(self) -> tuple[int]:
@@ -100,7 +108,7 @@ class RemoteModel:
         return len(self.outputs) * self.dtype.itemsize
 
     def numbers(self, x: Any, ndim: int) -> Array:
-        """Events as an array [..., inputs] of the model's dtype, as an embedded engine takes them.
+        """Events as an array [..., inputs] of `dtype`, as an embedded engine takes them.
 
         Raises MissingInputError, DtypeError, ShapeError.
         """
@@ -109,13 +117,18 @@ class RemoteModel:
     def check(self, X: Array) -> None:
         """Raise NonFiniteError as the engine would. X [rows, inputs]."""
         largest = np.finfo(self.dtype).max if self.largest is None else np.array(self.largest)
-        good = np.abs(X) <= largest  # NaN is not
+        good = acceptable(X, largest, self.head)
         if not good.all():
             row, column = np.unravel_index(int(np.argmin(good)), good.shape)
             raise NonFiniteError(
                 f"event {row} holds {X[row, column]:g} as {self.inputs[int(column)][0]}: NaN, "
                 "infinite or too large; nothing was stepped"
             )
+        lacking = np.isnan(X).any(axis=1)
+        if self.head is not None and self.head.missing == "reject" and lacking.any():
+            index = int(np.argmax(lacking))
+            names = [name for name, _ in self.inputs]
+            raise refusal(index, dict(zip(names, X[index].tolist(), strict=True)), self.head)
 
     def pieces(self, X: Array) -> deque[bytes]:
         """A run's X [rows, inputs] as payloads, each good for one message."""
@@ -124,6 +137,17 @@ class RemoteModel:
         if self.run_rows is not None:
             rows = min(rows, self.run_rows)
         return deque(X[start : start + rows].tobytes() for start in range(0, len(X), rows))
+
+    def seen(self, op: str, got: Any) -> Any:
+        """What one of LOOKS was answered with. Raises ValueError, TypeError."""
+        if op == "counters":
+            return {str(name): int(count) for name, count in dict(got).items()}
+        if type(got) is not bytes:
+            raise TypeError("it is not bin")
+        if op == "state":
+            return got
+        quantiles = 0 if self.head is None else len(self.head.quantiles)
+        return np.frombuffer(bytearray(got), np.float64).reshape(-1, quantiles)
 
     def result(self, y: bytes, *shape: int) -> Array:
         """Outputs as the caller's own array, writable."""

@@ -18,7 +18,7 @@ Changes, each a msgpack array:
     restore  id, seq, state, digest
     end      id                                             closed or evicted
 
-ids and seqs are bin of int64, X and states bin in the model's dtype. What puts
+ids and seqs are bin of int64, X and states bin in the events' dtype. What puts
 a row into the store itself (spilling, quarantine) needs no record: its seq tells.
 """
 
@@ -70,7 +70,7 @@ class Journal:
 
     def register(self, model: ModelLike, arithmetic: str) -> int:
         """The store's id of a model."""
-        name, dtype = model.name, np.dtype(model.dtype).name
+        name, dtype = model.name, np.dtype(model.event_dtype).name
         model_id = self.store.model(
             name, model.fingerprint, dtype, model.state_size, model.state_sizes
         )
@@ -156,7 +156,7 @@ class Journal:
         self.replaying = False
         self.recovered = replay.events
         for owner in sessions:
-            owner.events = owner.micro_batches = 0
+            owner.begin_counting()
         self._last_id = max(self._last_id, replay.last_id)
         self._appended = last
         self.finish(sessions)

@@ -12,6 +12,7 @@ and the engines do too.
 from __future__ import annotations
 
 import enum
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +27,6 @@ from streamlstm.errors import (
     DeadlineError,
     InputError,
     ModelError,
-    NonFiniteError,
     ProtocolError,
     RepeatedSessionError,
     ServerInternalError,
@@ -40,6 +40,7 @@ from streamlstm.errors import (
     StoreError,
     StreamLSTMError,
 )
+from streamlstm.head import Head
 from streamlstm.serving import wire
 from streamlstm.serving.answers import (
     RESET,
@@ -158,6 +159,8 @@ class ServerProtocol:
             "run": self._run,
             "reset": self._reset,
             "state": self._state,
+            "forecast": self._forecast,
+            "counters": self._counters,
             "restore": self._restore,
             "close": self._close,
             "stats": self._stats,
@@ -308,6 +311,8 @@ class ServerProtocol:
             X = request.fields[-1]
             rows = len(X) // sessions.event_size if isinstance(X, bytes) else len(X)
             request.work += rows * sessions.parameters
+        elif request.op == "forecast":
+            request.work += sessions.forecast_work(request.fields[-1])
         number = self._rounds.after(table.row_rounds[slot], sessions.answers.window)
         table.row_active_s[slot] = now
         table.row_rounds[slot] = number
@@ -525,8 +530,8 @@ class ServerProtocol:
             for request in good:
                 self._step_one(request)
             return
-        except NonFiniteError:
-            self._step_apart(sessions, good, events, X)
+        except InputError:
+            self._step_apart(sessions, good, events, slots, X)
             return
         except Exception as error:
             for request in good:
@@ -540,18 +545,23 @@ class ServerProtocol:
                 self._reply_ok(request, encode(request.ident, seq, y.tobytes()))
 
     def _step_apart(
-        self, sessions: Sessions, batch: list[Request], events: list[bytes], X: Array
+        self,
+        sessions: Sessions,
+        batch: list[Request],
+        events: list[bytes],
+        slots: Array,
+        X: Array,
     ) -> None:
-        """A refused batch again: without the rows that are not finite, then one by one."""
-        finite: Any = np.isfinite(X).all(axis=1).tolist()
-        if all(finite):
+        """A refused batch again: who is refused by himself, the others together."""
+        try:
+            alone = sessions.refused(slots, X) or range(len(batch))
+        except Exception as error:
             for request in batch:
-                self._step_one(request)
+                self._reply_error(request, error)
             return
-        for request, fine in zip(batch, finite, strict=True):
-            if not fine:
-                self._reply_error(request, NonFiniteError("the event holds NaN or infinity"))
-        rest = [k for k, fine in enumerate(finite) if fine]
+        for k in alone:
+            self._step_one(batch[k])
+        rest = sorted(set(range(len(batch))).difference(alone))
         if rest:
             self._step_events(sessions, [batch[k] for k in rest], [events[k] for k in rest])
 
@@ -652,6 +662,18 @@ class ServerProtocol:
         assert sessions is not None
         blob = sessions.state(slot).to_bytes()
         return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], blob)
+
+    def _forecast(self, request: Request) -> bytes:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        forecast = sessions.forecast(slot, request.fields[2]).tobytes()
+        return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], forecast)
+
+    def _counters(self, request: Request) -> bytes:
+        sessions, slot = request.sessions, request.slot
+        assert sessions is not None
+        counters = sessions.counters(slot)
+        return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], counters)
 
     def _close(self, request: Request) -> bytes:
         sessions, slot = request.sessions, request.slot
@@ -776,6 +798,7 @@ class ServerProtocol:
                     "max_sessions": sessions.engine.max_sessions,
                     "state_bytes": sessions.engine.state_bytes,
                     "events": sessions.events,
+                    "readings": sessions.readings(),
                     "micro_batches": sessions.micro_batches,
                     "evicted": sessions.evicted,
                     "fingerprint": sessions.model.fingerprint,
@@ -804,16 +827,23 @@ def _exists(sessions: Sessions, name: str) -> SessionExistsError:
     )
 
 
+def _head_text(head: Head) -> str:
+    """A head as hello tells it; the residuals are as many as the horizon has steps."""
+    return json.dumps(head.description() | {"residuals": []})
+
+
 def _describe(sessions: Sessions) -> dict[str, Any]:
     model = sessions.model
     largest = sessions.engine.largest_event
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
-        "dtype": np.dtype(model.dtype).name,
+        "dtype": sessions.dtype.name,
+        "head": None if model.head is None else _head_text(model.head),
         "inputs": [[feature.name, feature.unit] for feature in model.inputs],
         "outputs": [[feature.name, feature.unit] for feature in model.outputs],
         "run_rows": sessions.run_rows,
+        "forecast_steps": sessions.forecast_steps,
         "window": sessions.answers.window,
         "largest": None if largest is None else [float(number) for number in largest],
     }

@@ -15,10 +15,10 @@ Callers have checked who may; nothing here knows of peers or messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,12 @@ import numpy.typing as npt
 from streamlstm.errors import (
     CapacityError,
     NonFiniteError,
+    ShapeError,
     StateMismatchError,
     StoreDamagedError,
 )
+from streamlstm.events import acceptable
+from streamlstm.head import AHEAD_MAX, FILL_MAX, Head
 from streamlstm.serving.answers import (
     RESET,
     RUN,
@@ -45,9 +48,10 @@ if TYPE_CHECKING:
     from streamlstm.serving.journal import Journal
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 RUN_WORK_MAX: Final = 200_000_000
-"""Parameters times rows of one run: some 0.1 s in which nobody else is served."""
+"""Parameters times steps of one run or forecast: some 0.1 s in which nobody else is served."""
 
 SPILL_SHARE: Final = 16
 """Of the resident sessions one in so many is spilled when room is needed, so that it is rare."""
@@ -69,7 +73,9 @@ class ModelLike(Protocol):
     @property
     def fingerprint(self) -> str: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def event_dtype(self) -> np.dtype[Any]: ...  # of events, outputs and states
+    @property
+    def head(self) -> Head | None: ...
     @property
     def inputs(self) -> tuple[FeatureLike, ...]: ...
     @property
@@ -96,6 +102,8 @@ class SessionLike(Protocol):
     def step_into(self, x: Any, out: Any) -> None: ...
     def run(self, X: Any) -> Array: ...
     def state(self) -> Any: ...
+    def forecast(self, steps: int) -> Array: ...
+    def counters(self) -> dict[str, int]: ...
     def restore(self, state: Any) -> None: ...
     def reset(self) -> None: ...
     def close(self) -> None: ...
@@ -104,6 +112,7 @@ class SessionLike(Protocol):
 class GroupLike(Protocol):
     def numbers(self) -> Array: ...
     def step(self, X: Any) -> Array: ...
+    def refusals(self, X: Any) -> dict[int, Any]: ...  # InputError by index
 
 
 class EngineLike(Protocol):
@@ -122,6 +131,14 @@ class EngineLike(Protocol):
     def __len__(self) -> int: ...
     def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...  # a SessionLike
     def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
+    def counters(self) -> dict[str, int]: ...
+
+
+def _steps_max(head: Head | None) -> int:
+    """Steps of the network that one event may make: with some heads it fills a gap."""
+    if head is None or head.time is None or head.spacing == "gap":
+        return 1
+    return 1 + FILL_MAX if head.missing in ("hold", "predict") else 1
 
 
 class Sessions:
@@ -133,11 +150,15 @@ class Sessions:
         self.engine = engine
         self.model: ModelLike = engine.model
         self.name = self.model.name
-        self.dtype = np.dtype(self.model.dtype)
+        self.dtype = np.dtype(self.model.event_dtype)
         self.inputs = len(self.model.inputs)
         self.event_size = self.inputs * self.dtype.itemsize
-        self.parameters = self.model.parameters  # a step multiplies and adds about as often
-        self.run_rows = max(1, RUN_WORK_MAX // self.parameters)
+        self.parameters: int = self.model.parameters  # a step multiplies and adds about as often
+        self.run_rows = max(1, RUN_WORK_MAX // (self.parameters * _steps_max(self.model.head)))
+        self.forecast_steps = 0  # that one message may ask for
+        if self.model.head is not None:
+            beyond = RUN_WORK_MAX // self.parameters
+            self.forecast_steps = min(AHEAD_MAX, self.model.head.horizon + beyond)
         self.max_resident = min(max_resident or engine.max_sessions, engine.max_sessions)
         self.table = SessionTable(index)
         self.answers = Answers(len(self.model.outputs), self.dtype)
@@ -146,6 +167,7 @@ class Sessions:
         self.events = self.micro_batches = self.evicted = self.spilled = 0
         self.journal = journal
         self.model_id = 0
+        self._replayed: dict[str, int] = {}  # the engine's counters at the start
         self.total = 0  # sessions here or in the store
         self._stored: Iterator[tuple[int, str]] | None = None  # not yet swept
         if journal is not None:
@@ -256,6 +278,16 @@ class Sessions:
         self.table.remove(slot, cause)
         self.total -= 1
 
+    def begin_counting(self) -> None:
+        """What was counted until now is of events that were replayed."""
+        self.events = self.micro_batches = 0
+        self._replayed = self.engine.counters()
+
+    def readings(self) -> dict[str, int]:
+        """What happened to readings since; {} without a head."""
+        counts = self.engine.counters()
+        return {name: count - self._replayed.get(name, 0) for name, count in counts.items()}
+
     def sweep(self, at_most: int) -> int:
         """Evict those of the next stored sessions that have no slot; how many it looked at."""
         assert self.journal is not None
@@ -316,10 +348,10 @@ class Sessions:
         """One event each: slots [n], X [n, inputs] -> (seqs [n], Y [n, outputs]).
 
         known_by: the digest of each event [n]. A row of NaN in Y is a session that is quarantined
-        now. Raises NonFiniteError (nothing was stepped), CapacityError.
+        now. Raises InputError (nothing was stepped), CapacityError.
         """
         if self.alone:
-            self._check_events(X)
+            self._check_events(X, group or self.group(slots))
             Y = np.stack([self.live[slot].step(x) for slot, x in zip(slots, X, strict=True)])
         else:
             Y = (group or self.group(slots)).step(X)
@@ -345,16 +377,32 @@ class Sessions:
             self._quarantine(slots[bad].tolist())
         return seqs, Y
 
-    def _check_events(self, X: Array) -> None:
+    def _check_events(self, X: Array, group: Any) -> None:
         """As the engine does: all of X [n, inputs] is good, or nothing is stepped."""
-        largest = self.engine.largest_event
-        good = np.isfinite(X) if largest is None else np.abs(X) <= largest
-        if self.model.vocabulary:
-            good &= (X >= 0) & (np.floor(X) == X)
+        good = self._acceptable(X)
         if not good.all():
-            index = int(np.argmin(good.all(axis=1)))
             wrong = "no whole number" if self.model.vocabulary else "NaN, infinity"
+            index = int(np.argmin(good))
             raise NonFiniteError(f"event {index} holds {wrong} or a number that is too large")
+        for refusal in group.refusals(X).values():
+            raise refusal
+
+    def _acceptable(self, X: Array) -> Array:
+        """Which events of X [n, inputs] the engine takes, whatever the session: bool [n]."""
+        largest = self.engine.largest_event
+        if largest is None:
+            largest = np.finfo(self.dtype).max
+        good = acceptable(X, largest, self.model.head, self.model.vocabulary)
+        return np.asarray(good.all(axis=1))
+
+    def refused(self, slots: Array, X: Array) -> list[int]:
+        """Indices of the events X [n, inputs] that the resident sessions of slots [n] refuse."""
+        good = self._acceptable(X)
+        some = np.flatnonzero(good)
+        by_policy: list[int] = list(self.group(slots[some]).refusals(X[some]))
+        good[some[by_policy]] = False
+        found: list[int] = np.flatnonzero(~good).tolist()
+        return found
 
     def run(self, slot: int, X: Array) -> bytes:
         """Apply events in order, X [n, inputs] with n at least 1; the answers' bytes.
@@ -412,18 +460,6 @@ class Sessions:
         session.close()
         self._changed(slot, self.engine.adopt(self.table.names[slot], numbers, seq + 1), known_by)
 
-    def state(self, slot: int) -> Any:
-        """The engine's State of a session, the last good one of a quarantined session."""
-        if slot not in self.quarantined:
-            return (self.live[slot] or self._load_state(slot)).state()
-        if self.quarantined[slot] is None:
-            raise QuarantinedError(self.table.row_seqs[slot], kept=False)
-        session = self._changeable(slot)
-        try:
-            return session.state()
-        finally:
-            session.close()
-
     def _changeable(self, slot: int) -> Any:
         """The engine's session; of a quarantined slot one with its last good state."""
         if slot not in self.quarantined:
@@ -440,6 +476,47 @@ class Sessions:
         table.row_seqs[slot] = seq
         table.row_dirty[slot] = True
         self.answers.keep(slot, seq, known_by, bytes(self.answers.size))
+
+    # --- looking ---
+
+    def state(self, slot: int) -> Any:
+        """The engine's State of a session."""
+        return self._look(slot, lambda session: session.state())
+
+    def forecast(self, slot: int, steps: int) -> Array:
+        """Quantiles of the next steps [steps, quantiles]. Raises ShapeError, InputError,
+        EngineError for a model without a head."""
+        if 0 < self.forecast_steps < steps <= AHEAD_MAX:
+            raise ShapeError(
+                f"a forecast of {steps} steps; of model {self.name!r} {self.forecast_steps} can be "
+                "had in one message (forecast_steps)"
+            )
+        found: Array = self._look(slot, lambda session: session.forecast(steps))
+        return found
+
+    def forecast_work(self, steps: int) -> int:
+        """Of a forecast, unless it is refused: the network makes the steps beyond the horizon."""
+        head = self.model.head
+        if head is None or steps > self.forecast_steps:
+            return 0
+        return max(0, steps - head.horizon) * self.parameters + steps * len(head.quantiles)
+
+    def counters(self, slot: int) -> dict[str, int]:
+        """What happened to a session's readings; {} without a head."""
+        found: dict[str, int] = self._look(slot, lambda session: session.counters())
+        return found
+
+    def _look(self, slot: int, ask: Callable[[Any], T]) -> T:
+        """What an engine's session says; of a quarantined one with its last good state."""
+        if slot not in self.quarantined:
+            return ask(self.live[slot] or self._load_state(slot))
+        if self.quarantined[slot] is None:
+            raise QuarantinedError(self.table.row_seqs[slot], kept=False)
+        session = self._changeable(slot)
+        try:
+            return ask(session)
+        finally:
+            session.close()
 
     # --- places ---
 

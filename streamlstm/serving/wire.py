@@ -145,6 +145,7 @@ _VECTORS: Final[tuple[_Check, ...]] = (
     ),
 )
 _BLOB: Final[_Check] = ("state", lambda value: type(value) is bytes, "bin")
+_STEPS: Final[_Check] = ("steps", _is_handle, "an integer of 0 or more")
 _INFO: Final[_Check] = ("client", lambda value: type(value) is dict, "a map")
 
 REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
@@ -156,6 +157,8 @@ REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
     "run": (_HANDLE, _EPOCH, _SEQ, _TIME, _DEADLINE, _PAYLOAD),
     "reset": (_HANDLE, _EPOCH, _SEQ),
     "state": (_HANDLE, _EPOCH),
+    "forecast": (_HANDLE, _EPOCH, _STEPS),
+    "counters": (_HANDLE, _EPOCH),
     "restore": (_HANDLE, _EPOCH, _SEQ, _BLOB),
     "close": (_HANDLE, _EPOCH),
     "stats": (),
@@ -171,6 +174,8 @@ REPLY_VALUES: Final = {
     "run": 2,
     "reset": 1,
     "state": 2,
+    "forecast": 2,
+    "counters": 2,
     "restore": 1,
     "close": 1,
     "stats": 1,

@@ -15,8 +15,9 @@ INVALID: Final = (ValueError, TypeError, AttributeError, struct.error)
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model that sessions belong to. sizes: numbers of h and c of each layer.
+    """A model that sessions belong to. sizes: numbers of h and c of each layer, and of the head.
 
+    dtype: of states.
     arithmetic: the class (see kernels) under which the journal's events were computed.
     """
 
@@ -31,7 +32,7 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session as stored. state: its numbers, little-endian, in the model's dtype.
+    """A session as stored. state: its numbers, little-endian, in the model's dtype (ModelRow).
 
     answers: its last replies, opaque here. Integers are below 2**63.
     """

@@ -36,8 +36,10 @@ KIND_WEIGHTS = (20, 20, 15, 8, 5, 3, 5, 3, 12, 10, 2, 4, 3, 0.02)
 
 OPS = (
     "step", "steps", "run", "open", "fork", "reset", "state", "restore", "close", "stats", "hello",
+    "forecast", "counters",
 )  # fmt: skip
-OP_WEIGHTS = (30, 10, 10, 10, 5, 5, 5, 5, 3, 2, 2)
+OP_WEIGHTS = (30, 10, 10, 10, 5, 5, 5, 5, 3, 2, 2, 3, 2)
+STEPS = (0, 1, 2, 24, 10_000, 10_001, 2**31, 2**63, 2**64 - 1)
 
 HEADS = {  # msgpack's 32-bit lengths
     "array": b"\xdd", "map": b"\xdf", "str": b"\xdb", "bin": b"\xc6", "ext": b"\xc9",
@@ -56,6 +58,8 @@ class Hostile:
     own: list[tuple[int, int]] = field(default_factory=list)
     blob: bytes = b""
     """A saved state."""
+    number: str = "f"
+    """The kind of payloads' numbers: f or d."""
 
     def draw(self) -> Frames:
         made = getattr(self, self.rng.choices(KINDS, KIND_WEIGHTS)[0])()
@@ -86,7 +90,9 @@ class Hostile:
                 fields = (*session, None)
             case "restore":
                 fields = (*session, None, self.blob)
-            case "state" | "close":
+            case "forecast":
+                fields = (*session, rng.choice(STEPS))
+            case "state" | "close" | "counters":
                 fields = session
             case "hello":
                 fields = ({"client": "hostile"},)
@@ -101,7 +107,7 @@ class Hostile:
 
     def payload(self, rows: int = 1) -> bytes:
         numbers = [self.rng.uniform(-2, 2) for _ in range(rows * self.inputs)]
-        return struct.pack(f"<{len(numbers)}f", *numbers)
+        return struct.pack(f"<{len(numbers)}{self.number}", *numbers)
 
     def valid(self) -> bytes:
         return msgpack.packb(self.message())
@@ -179,6 +185,8 @@ class Hostile:
                 ("reset", *session, None),
                 ("restore", *session, None, self.blob),
                 ("state", *session),
+                ("forecast", *session, 2),
+                ("counters", *session),
                 ("close", *session),
                 ("fork", *session, None, f"hostile-{rng.randrange(NAMES)}", token),
                 ("fork", *own, None, self.victim_name, token),

@@ -26,7 +26,12 @@ from streamlstm.serving import wire
 HERE = Path(__file__).parent
 LONGEST_S = 200
 
-pytestmark = pytest.mark.timeout(300)
+# What the servers do here under load is covered by tests/serving.
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.untraced,
+    pytest.mark.usefixtures("untraced_processes"),
+]
 
 
 def run(script: str, *options: str) -> None:
@@ -59,7 +64,7 @@ def test_fuzz() -> None:
 
 
 def test_overload() -> None:
-    run("overload.py", "--seconds", "5", "--clients", "50")
+    run("overload.py", "--seconds", "3", "--clients", "50")
 
 
 # --- messages that hypothesis builds --------------------------------------------------------------

@@ -58,6 +58,7 @@ def flows(draw: st.DrawFn) -> list[Layer | Scale]:
     return out
 
 
+@pytest.mark.untraced
 @given(flows())
 def test_the_same_answers(flow):
     plain = [

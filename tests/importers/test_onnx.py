@@ -1493,6 +1493,7 @@ def test_junk(tmp_path):
         sl.import_model(path)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("case", ["batch norm before and behind", "states of an open batch"])
 def test_cut_files(case, tmp_path):
     content = NETWORKS[case][0].SerializeToString()
@@ -1502,6 +1503,7 @@ def test_cut_files(case, tmp_path):
         imported_or_refused(path)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "made",
     [

@@ -926,6 +926,7 @@ def test_parts_that_are_used_again_and_again(how: tuple[int, ...], tmp_path: Pat
     )
 
 
+@pytest.mark.untraced
 def test_more_operators_than_are_followed(tmp_path: Path) -> None:
     graph = Graph()
     x = out = graph.tensor(1, 4, 3)

@@ -5,6 +5,9 @@ The order of events matters, and every number is exact in float32 for small inte
 
 Two ways to ruin a session: an event that holds POISON makes its sums and outputs NaN; sums that
 overflow are infinite, but outputs, at most OUTPUT_MAX, do not show it.
+
+With a head events are float64, NaN is missing and adds nothing, but as input 0, the time. The
+quantiles of what is k steps ahead are the last sum / 2**k, with -1, 0 and 1 added.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 
 from streamlstm.errors import (
     CapacityError,
+    EngineError,
     NonFiniteError,
     RepeatedSessionError,
     SessionClosedError,
@@ -23,6 +27,7 @@ from streamlstm.errors import (
     SessionUnknownError,
     StateMismatchError,
 )
+from streamlstm.head import Head, checked_ahead
 
 POISON = 666.0
 OUTPUT_MAX = 1e6
@@ -35,7 +40,8 @@ class Feature:
 
 
 class Model:
-    dtype = np.dtype(np.float32)
+    event_dtype = np.dtype(np.float32)
+    head: Head | None = None
 
     def __init__(self, name: str = "fold", inputs: int = 2, parameters: int = 6) -> None:
         self.name = name
@@ -46,6 +52,16 @@ class Model:
         self.state_size = inputs
         self.state_sizes = ()
         self.vocabulary = 0
+
+
+class Headed(Model):
+    """With inputs time and level."""
+
+    event_dtype = np.dtype(np.float64)
+
+    def __init__(self, head: Head) -> None:
+        super().__init__("tide")
+        self.head = head
 
 
 @dataclass(frozen=True)
@@ -83,12 +99,23 @@ class Session:
 
     def run(self, X: Any) -> Any:
         self._live()
-        _finite(X)
-        return np.array([self.step(x) for x in X], np.float32).reshape(X.shape)
+        _finite(X, self.engine.model.head)
+        return np.array([self.step(x) for x in X], X.dtype).reshape(X.shape)
 
     def state(self) -> State:
         self._live()
         return State(self.engine.sums[self.handle].copy())
+
+    def forecast(self, steps: int) -> Any:
+        self._live()
+        if self.engine.model.head is None:
+            raise EngineError("the model has no head to forecast with")
+        halves = 0.5 ** np.arange(1, checked_ahead(steps) + 1)
+        return self.engine.sums[self.handle][-1] * halves[:, None] + [[-1, 0, 1]]
+
+    def counters(self) -> dict[str, int]:
+        self._live()
+        return {} if self.engine.model.head is None else {"missing": self.engine.missing}
 
     def restore(self, state: State) -> None:
         self._live()
@@ -120,6 +147,9 @@ class Group:
     def step(self, X: Any) -> Any:
         return self.engine.step(self.sessions, X)
 
+    def refusals(self, X: Any) -> dict[int, Any]:  # noqa: ARG002
+        return {}
+
 
 class Engine:
     state_bytes = 0
@@ -135,6 +165,7 @@ class Engine:
         self.epochs: list[int] = []
         self.seqs: list[int] = []
         self.sums: list[Any] = []
+        self.missing = 0  # numbers that were NaN
         self.batches: list[int] = []  # sizes of the steps taken
         self.fails: Exception | None = None  # raised by the next steps
 
@@ -151,14 +182,14 @@ class Engine:
         handle = self.free.pop()
         self.epochs[handle] += 1
         self.seqs[handle] = 0
-        self.sums[handle] = np.zeros(len(self.model.inputs), np.float32)
+        self.sums[handle] = np.zeros(len(self.model.inputs), self.model.event_dtype)
         self.live[name] = Session(self, name, handle, self.epochs[handle])
         return self.live[name]
 
     def adopt(self, name: str, numbers: Any, seq: int) -> Session:
         session = self.open(name)
         if numbers is not None:
-            self.sums[session.handle] = np.array(numbers, np.float32)
+            self.sums[session.handle] = np.array(numbers, self.model.event_dtype)
         self.seqs[session.handle] = seq
         return session
 
@@ -169,15 +200,17 @@ class Engine:
             session._live()
         if self.fails is not None:
             raise self.fails
-        _finite(X)
+        _finite(X, self.model.head)
+        self.missing += int(np.isnan(X).sum())
+        X = np.where(np.isnan(X), 0, X)
         self.batches.append(len(sessions))
         with np.errstate(over="ignore"):
             for session, x in zip(sessions, X, strict=True):
-                added = np.where(x == POISON, np.float32(np.nan), x)
+                added = np.where(x == POISON, x.dtype.type(np.nan), x)
                 self.sums[session.handle] = self.sums[session.handle] / 2 + added
                 self.seqs[session.handle] += 1
-        sums = np.array([self.sums[session.handle] for session in sessions], np.float32)
-        return np.clip(sums, -OUTPUT_MAX, OUTPUT_MAX).astype(np.float32)
+        sums = np.array([self.sums[session.handle] for session in sessions], X.dtype)
+        return np.clip(sums, -OUTPUT_MAX, OUTPUT_MAX)
 
     def group_by_handle(self, handles: Any, epochs: Any) -> Group:
         by_handle = {session.handle: session for session in self.live.values()}
@@ -191,10 +224,13 @@ class Engine:
             raise RepeatedSessionError("a session stands twice in the step")
         return Group(self, sessions)
 
+    def counters(self) -> dict[str, int]:
+        return {} if self.model.head is None else {"missing": self.missing}
+
     def __len__(self) -> int:
         return len(self.live)
 
 
-def _finite(X: Any) -> None:
-    if not np.isfinite(X).all():
+def _finite(X: Any, head: Head | None = None) -> None:
+    if not np.isfinite(X if head is None else X[..., 0]).all():
         raise NonFiniteError("an event holds NaN or infinity")

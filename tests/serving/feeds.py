@@ -62,7 +62,7 @@ class Feeds:
         self.start, self.bulk_max = start, bulk_max
         self.talk = start(0.0)
         model = oracle.model
-        self.dtype, self.inputs = np.dtype(model.dtype), len(model.inputs)
+        self.dtype, self.inputs = np.dtype(model.event_dtype), len(model.inputs)
         self.window = self.talk.protocol.tables[0].answers.window
         self.feeds = {name: Feed(name, oracle.open(name)) for name in names}
         self.log: dict[str, list[Change]] = {name: [] for name in names}

@@ -30,6 +30,14 @@ def run(*argv: Any, stdin: str | None = None) -> subprocess.CompletedProcess[str
     )
 
 
+def exit_code(*argv: str) -> Any:
+    """Of what ends at its arguments, without a process."""
+    try:
+        return cli.main(argv)
+    except SystemExit as ended:
+        return ended.code
+
+
 @pytest.fixture
 def want(model_path: Path) -> Any:
     with sl.Engine(sl.load(model_path)) as engine:
@@ -49,7 +57,7 @@ def test_help_names_commands_and_exit_codes() -> None:
     for word in (*commands, "exit codes", "143"):
         assert word in done.stdout
     for command in commands:
-        assert run(command, "--help").returncode == 0
+        assert exit_code(command, "--help") == 0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,11 @@ def test_help_names_commands_and_exit_codes() -> None:
     ],
 )
 def test_wrong_usage(argv: list[str]) -> None:
-    assert run(*argv).returncode == 2
+    assert exit_code(*argv) == 2
+
+
+def test_wrong_usage_of_a_process() -> None:
+    assert run("dance").returncode == 2
 
 
 def test_stream_by_position(model_path: Path, want: Any) -> None:

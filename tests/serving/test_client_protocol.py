@@ -1152,6 +1152,7 @@ class Schedule:
             assert got == fold(applied)
 
 
+@pytest.mark.untraced
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 7)), min_size=20, max_size=120))
 def test_outputs_are_those_of_an_uninterrupted_run(actions: list[tuple[int, int]]) -> None:

@@ -85,6 +85,7 @@ class Blas(Engine):
         return Y
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("way", ["plain", "spilling", "alone", "alone, spilling"])
 @settings(max_examples=150, deadline=None)
 @given(actions=ACTIONS)

@@ -401,6 +401,7 @@ def test_stats_count() -> None:
         "max_sessions": 1000,
         "state_bytes": 0,
         "events": 2,
+        "readings": {},
         "micro_batches": 2,
         "evicted": 0,
         "fingerprint": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ class Run:
                 self.got[ident].append([values[0], *[n for row in numbers for n in row]])
 
 
+@pytest.mark.untraced
 @settings(max_examples=300, deadline=None)
 @given(ACTIONS)
 def test_schedules(actions: list[tuple[str, Any, int]]) -> None:

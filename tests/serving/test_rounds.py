@@ -220,6 +220,7 @@ def test_a_round_that_has_begun_takes_no_more() -> None:
     assert answered == [1, 2]
 
 
+@pytest.mark.untraced
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(

@@ -10,8 +10,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from serving.fake_engine import Engine, State
+from serving.fake_engine import Engine, Headed, State
 from serving.vectors import make_vectors
+from streamlstm import Feature, Head
 from streamlstm.serving import wire
 from streamlstm.serving.protocol import ServerProtocol
 from streamlstm.serving.rounds import QueueLimits
@@ -25,8 +26,13 @@ EXCHANGES: list[dict[str, Any]] = json.loads((HERE / "vectors" / "version1.json"
 
 def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", bytes)  # the first epoch of a handle is 1
-    protocol = ServerProtocol([Engine()], State.from_bytes, queue=QueueLimits(peer_messages=2))
+    tide = Headed(Head(Feature("level", "m"), time="time"))
+    protocols = {
+        name: ServerProtocol([engine], State.from_bytes, queue=QueueLimits(peer_messages=2))
+        for name, engine in (("fold", Engine()), ("tide", Engine(tide)))
+    }
     for exchange in EXCHANGES:
+        protocol = protocols[exchange.get("server", "fold")]
         now = exchange.get("now", 0.0)
         protocol.receive(exchange["peer"].encode(), [bytes.fromhex(exchange["request"])], now)
         replies = []

@@ -25,6 +25,8 @@ GOOD: dict[str, list[Any]] = {
     "run": [1, 1, None, None, 2.5, [[1, 2], [3, 4]]],
     "reset": [1, 1, 5],
     "state": [1, 1],
+    "forecast": [1, 1, 24],
+    "counters": [1, 1],
     "restore": [1, 1, None, b"blob"],
     "close": [1, 1],
     "stats": [],
@@ -43,6 +45,7 @@ BAD: dict[str, list[Any]] = {
     "handles": [None, 1, [1.0], ["1"], [None]],
     "epochs": [None, 1, [[1]]],
     "seqs": [1, [1.5]],
+    "steps": [-1, 1.0, "2", None, True],
     "state": [None, "blob", [1]],
     "client": [None, 1, []],
 }

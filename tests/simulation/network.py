@@ -34,14 +34,14 @@ class Clock:
             raise StuckError(f"{EVENTS_MAX} events, and no end at {self.now:.3f} s")
         heapq.heappush(self._heap, (max(time, self.now), self._count, action, args))
 
-    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
+    def run(self, until: float, done: Callable[[], bool] | None = None) -> bool:
         """Let things happen until `done`, or until that time; whether it was `done`."""
-        heap = self._heap
-        while not done():
+        heap, pop = self._heap, heapq.heappop
+        while done is None or not done():
             if not heap or heap[0][0] > until:
                 self.now = until
-                return done()
-            self.now, _, action, args = heapq.heappop(heap)
+                return done is not None and done()
+            self.now, _, action, args = pop(heap)
             action(*args)
         return True
 

@@ -249,6 +249,7 @@ MUTANTS: dict[Callable[[Patch], None], int] = {
 """Each with the seeds among which it has to be caught."""
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("mutate", "seeds"), MUTANTS.items(), ids=[mutate.__name__ for mutate in MUTANTS]
 )

@@ -52,9 +52,8 @@ FAULTS = (
 
 
 @pytest.mark.timeout(600)
-def test_every_schedule_is_as_if_uninterrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
-        monkeypatch.delenv(name, raising=False)  # it would take five times as long
+@pytest.mark.usefixtures("untraced_processes")  # it would take five times as long
+def test_every_schedule_is_as_if_uninterrupted() -> None:
     seen: Counter[str] = Counter()
     failed: list[str] = []
     workers = min(4, os.cpu_count() or 1)

@@ -9,9 +9,14 @@ s = s / 2 + x (s is 0 0 at first), and the output is s, but NaN where x is 666. 
 first session has handle 0, the first epoch of every handle is 1, a session may have
 16 unanswered messages and a client 2.
 
-Exchanges are in order, from client A unless `peer` says so, when the server's clock
-says `now`. A `held` one is answered together with the next. An error is written
-as [id, code, details], what hello answers as the items that do not vary.
+A second server, "tide", has a model with a head, float64, two inputs, time and level, and two
+outputs: as the first one, but a level of NaN is missing and adds nothing, and the quantiles of
+the level k steps ahead are the second number of s / 2**k, with -1, 0 and 1 added.
+
+Exchanges are in order, with "fold" unless `server` says so, from client A unless `peer`
+says so, when the server's clock says `now`. A `held` one is answered together with the
+next. An error is written as [id, code, details], what hello answers as the items that do
+not vary.
 """
 
 from __future__ import annotations
@@ -25,12 +30,18 @@ from typing import Any
 import msgpack
 
 CORNER = 2**64 - 1
+NAN = float("nan")
 FOLD = ("fold", "fold-2")
 """Name and fingerprint of the model."""
+TIDE = ("tide", "tide-2")
 
 
 def f4(*numbers: float) -> bytes:
     return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def f8(*numbers: float) -> bytes:
+    return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
 def refused(ident: Any, code: str, **details: Any) -> dict[str, Any]:
@@ -66,6 +77,7 @@ def exchanges() -> list[dict[str, Any]]:
         late_and_busy,
         quarantine,
         refusals,
+        readings,
     ):
         part(add)
     return made
@@ -332,6 +344,47 @@ def refusals(add: Callable[..., None]) -> None:
     add("no such operation", [1, "dance", 27], refused(27, "PROTOCOL"))
     add("a field too few", [1, "close", CORNER, 0], refused(CORNER, "PROTOCOL"))
     add("a truncated message", msgpack.packb([1, "stats", 28])[:-2], refused(None, "PROTOCOL"))
+
+
+def readings(add: Callable[..., None]) -> None:
+    """A model with a head: values may be missing, forecasts and counters can be had."""
+
+    def ask(about: str, request: Any, *replies: Any) -> None:
+        add(about, request, *replies, server="tide")
+
+    ask(
+        "a session of a model with a head",
+        [1, "open", 60, "harbour", None, False, None, 90],
+        [1, "ok", 60, 0, 1, 0, *TIDE],
+    )
+    ask(
+        "a reading",
+        [1, "step", 61, 0, 1, 1, None, None, f8(8, 4)],
+        [1, "ok", 61, 1, f8(8, 4)],
+    )
+    for about, ident in (("a missing value", 62), ("the same again", 63)):
+        ask(
+            about,
+            [1, "step", ident, 0, 1, 2, None, None, f8(16, NAN)],
+            [1, "ok", ident, 2, f8(20, 2)],
+        )
+    ask(
+        "a missing time",
+        [1, "step", 64, 0, 1, 3, None, None, f8(NAN, 4)],
+        refused(64, "NON_FINITE"),
+    )
+    forecast = f8(0, 1, 2, -0.5, 0.5, 1.5)
+    ask("forecast", [1, "forecast", 65, 0, 1, 2], [1, "ok", 65, 2, forecast])
+    for steps in (0, 10_001):
+        ask("of too few or too many", [1, "forecast", 66, 0, 1, steps], refused(66, "INPUT"))
+    ask("counters", [1, "counters", 67, 0, 1], [1, "ok", 67, 2, {"missing": 1}])
+    add(
+        "forecast of a model without a head",
+        [1, "forecast", 68, 0, 2, 2],
+        refused(68, "ENGINE"),
+        peer="C",
+    )
+    add("and its counters", [1, "counters", 69, 0, 2], [1, "ok", 69, 12, {}], peer="C")
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""Readings from a CSV file with a header: times, one column to forecast, others, many series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm import csv_events
+from streamlstm.csv_events import seconds
+from streamlstm.errors import InputError
+
+__all__ = ["Series", "read", "seconds"]
+
+Array = NDArray[Any]
+
+TIME_NAMES: Final = ("timestamp", "time", "datetime", "date")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One sensor's readings in the order they came in.
+
+    times: seconds since 1970 UTC, float64 [T], None where there is no time; `time` is the name of
+    their column. values: the column to forecast, then the others, float64 [T, 1 + others], NaN
+    where there is no value. lines: of the file, int64 [T].
+    """
+
+    name: str
+    times: Array | None
+    values: Array
+    lines: Array
+    time: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def events(self) -> Array:
+        """The readings as a model with a head takes them, float64 [T, inputs]."""
+        return self.values if self.times is None else np.column_stack([self.times, self.values])
+
+    def first(self, rows: int) -> Series:
+        """The first `rows` readings."""
+        times = None if self.times is None else self.times[:rows]
+        return replace(self, times=times, values=self.values[:rows], lines=self.lines[:rows])
+
+
+def read(
+    path: str,
+    target: str,
+    *,
+    time: str | None = None,
+    others: Sequence[str] = (),
+    series: str | None = None,
+) -> list[Series]:
+    """The series in a file, "-" for stdin, in the order they begin; at least one.
+
+    time: the column of times; by default the one called timestamp, time, datetime or date, else
+    the first one if it begins with an ISO 8601 time; else there is no time. series: the column
+    that tells which sensor a row is of; without it the file is one series, named after its target.
+    Raises OSError, and InputError naming the line, or the columns that there are.
+    """
+    with csv_events.open_csv(path) as source:
+        table = csv_events.table(source)
+        try:
+            _, header = next(table, (0, []))
+            names = [cell.strip() for cell in header]
+            first = next(table, None)
+            if first is None:
+                raise InputError("there are no rows below a header")
+            wanted = (target, *others, *(name for name in (time, series) if name is not None))
+            at = _places(names, wanted)
+            if time is None and (time := _time_column(names, first[1], wanted)) is not None:
+                at |= _places(names, (time,))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        inputs = (target, *others) if time is None else (time, target, *others)
+        columns = csv_events.Columns(inputs, time, gaps=True)
+        found: dict[str, list[tuple[int, list[float]]]] = {}
+        line = 0
+        try:
+            for line, row in chain([first], table):
+                cells = {name: row[k] if k < len(row) else "" for name, k in at.items()}
+                whose = target if series is None else cells[series].strip()
+                event = csv_events.event([cells[name] for name in inputs], columns)
+                found.setdefault(whose, []).append((line, event))
+        except InputError as error:
+            where = "" if str(error).startswith("line ") else f"line {line}: "
+            raise InputError(f"{path}, {where}{error}") from None
+    return [_series(name, time, rows) for name, rows in found.items()]
+
+
+def _places(names: list[str], wanted: Sequence[str]) -> dict[str, int]:
+    """Where the wanted columns stand. Raises InputError."""
+    absent = [name for name in wanted if name not in names]
+    if absent:
+        there = ", ".join(names)
+        raise InputError(f"there is no column {', '.join(absent)}; the header has {there}")
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{names.count(twice[0])} columns are called {twice[0]}; rename them")
+    again = [name for name in wanted if wanted.count(name) > 1]
+    if again:
+        raise InputError(f"column {again[0]} is asked for twice; each has one use")
+    return {name: names.index(name) for name in wanted}
+
+
+def _time_column(names: list[str], first: list[str], taken: Sequence[str]) -> str | None:
+    """The column of times, by its name or by what stands in the first row."""
+    free = [name for name in names if name not in taken]
+    for called in TIME_NAMES:
+        for name in free:
+            if name.lower() == called:
+                return name
+    text = first[0]
+    if names[0] in free and csv_events.is_time(text) and not csv_events.is_number(text):
+        return names[0]
+    return None
+
+
+def _series(name: str, time: str | None, rows: list[tuple[int, list[float]]]) -> Series:
+    lines = np.array([line for line, _ in rows], dtype=np.int64)
+    events = np.array([numbers for _, numbers in rows], dtype=np.float64)
+    if time is None:
+        return Series(name, None, events, lines)
+    return Series(name, events[:, 0].copy(), events[:, 1:].copy(), lines, time)

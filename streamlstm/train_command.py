@@ -1,0 +1,155 @@
+"""`streamlstm train`: a CSV file to a model file, and what its forecasts are worth."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from streamlstm import readings
+from streamlstm.errors import StreamLSTMError
+from streamlstm.head import Head
+
+if TYPE_CHECKING:
+    from streamlstm.training import Errors, Progress, Trained
+
+EVERY_S: Final = 10.0  # between lines of progress that nobody overwrites
+COUNTED: Final = {
+    "missing": "without a value",
+    "skipped": "skipped",
+    "repeated": "repeated",
+    "late": "late",
+    "early": "early",
+    "gaps": "after a gap",
+    "refused": "refused",
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train a model of a file's series and write it. Raises StreamLSTMError, OSError."""
+    folder = Path(args.out).absolute().parent
+    if not folder.is_dir():  # training may take a while
+        raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
+    try:
+        from streamlstm import training  # noqa: PLC0415  (an extra)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise StreamLSTMError(
+            "training needs torch, which is not installed: pip install 'streamlstm[train]'"
+        ) from None
+    series = readings.read(
+        args.csv, args.target, time=args.time, others=args.others, series=args.series
+    )
+    head = training.head_for(
+        series,
+        args.target,
+        others=args.others,
+        horizon=args.horizon,
+        quantiles=args.quantiles,
+        spacing=args.spacing,
+        missing=args.missing,
+        late=args.late,
+    )
+    progress = ProgressLine()
+    trained = training.train(
+        series,
+        head,
+        hidden=args.hidden,
+        seed=args.seed,
+        name=args.name or Path(args.out).stem,
+        progress=progress,
+    )
+    progress.end()
+    trained.model.save(args.out)
+    _show(trained, len(series), head)
+    _say("written", args.out)
+    return 0
+
+
+class ProgressLine:
+    """How far training is, on stderr: one line in place on a terminal, else one now and then."""
+
+    def __init__(self) -> None:
+        self._in_place = sys.stderr.isatty()
+        self._next_s = time.monotonic() + (0 if self._in_place else EVERY_S)
+        self._width = 0
+
+    def __call__(self, at: Progress) -> None:
+        text = (
+            f"training: {at.done:,} of at most {at.updates:,} updates, "
+            f"held-out loss {at.now:.1%} of the last value's, best {at.best:.1%}"
+        )
+        if self._in_place:
+            print(f"\r{text:{self._width}}", end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+        elif time.monotonic() >= self._next_s:
+            print(text, file=sys.stderr, flush=True)
+            self._next_s = time.monotonic() + EVERY_S
+
+    def end(self) -> None:
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
+
+
+_Progress = ProgressLine
+
+
+def _say(what: str, text: object) -> None:
+    print(f"{what:12} {text}")
+
+
+def _show(trained: Trained, series: int, head: Head) -> None:
+    of_series = "" if series == 1 else f" of {series:,} series"
+    _say("rows", f"{trained.rows:,}{of_series}, {trained.steps:,} steps{_every(head)}")
+    found = [f"{trained.counted[what]:,} {text}" for what, text in COUNTED.items()]
+    found = [text for text in found if not text.startswith("0 ")]
+    if found:
+        _say("of these", ", ".join(found))
+    _say("calendar", ", ".join(head.calendar) or "none")
+    _say(
+        "forecasts", f"mean absolute errors in {trained.unseen:,} steps that training has not seen"
+    )
+    _table(_some(trained.errors), head)
+    _say(
+        "proof",
+        f"PyTorch: {trained.steps:,} steps, largest difference {trained.difference:.1e} std",
+    )
+
+
+def _every(head: Head) -> str:
+    if head.time is None:
+        return ""
+    for unit, seconds in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if head.step_s >= seconds and head.step_s % seconds == 0:
+            return f", one every {head.step_s / seconds:g} {unit}"
+    return f", one every {head.step_s:g} s"
+
+
+def _some(errors: tuple[Errors, ...]) -> list[Errors]:
+    """A few of many: the first, the last, and between them."""
+    last = len(errors)
+    if last <= 6:
+        return list(errors)
+    return [errors[k - 1] for k in sorted({1, *(max(1, last // part) for part in (8, 4, 2)), last})]
+
+
+def _table(errors: Sequence[Errors], head: Head) -> None:
+    rivals = list(dict.fromkeys(name for e in errors for name in e.rivals))
+    low, high = (f"{100 * q:g}" for q in (head.quantiles[0], head.quantiles[-1]))
+    table = [["steps ahead", "model", *rivals, f"within p{low} to p{high}"]]
+    for e in errors:
+        others = [_number(e.rivals.get(name, math.nan)) for name in rivals]
+        coverage = f"{e.residual.coverage:.0%}" if e.rows else "-"
+        table.append([str(e.steps), _number(e.model), *others, coverage])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
+def _number(error: float) -> str:
+    return "-" if math.isnan(error) else f"{error:.4g}"
