@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -214,7 +214,7 @@ class Head:
         """Numbers that a session keeps for the head."""
         return FIXED + self.network_outputs + len(self.others)
 
-    def report(self, y: Sequence[float]) -> Report:
+    def report(self, y: Iterable[float]) -> Report:
         """One row of step()'s or run()'s outputs [outputs], read."""
         numbers = [float(number) for number in y]
         *forecast, score, alert, reason, status, warming = numbers

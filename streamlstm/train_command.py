@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from streamlstm import readings
 from streamlstm.errors import StreamLSTMError
@@ -34,14 +34,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out).absolute().parent
     if not folder.is_dir():  # training may take a while
         raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
-    try:
-        from streamlstm import training  # noqa: PLC0415  (an extra)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise StreamLSTMError(
-            "training needs torch, which is not installed: pip install 'streamlstm[train]'"
-        ) from None
+    training = training_of_torch()
     series = readings.read(
         args.csv, args.target, time=args.time, others=args.others, series=args.series
     )
@@ -96,7 +89,17 @@ class ProgressLine:
             print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
 
 
-_Progress = ProgressLine
+def training_of_torch() -> Any:
+    """streamlstm.training. Raises StreamLSTMError where there is no torch."""
+    try:
+        from streamlstm import training  # noqa: PLC0415  (an extra)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise StreamLSTMError(
+            "training needs torch, which is not installed: pip install 'streamlstm[train]'"
+        ) from None
+    return training
 
 
 def _say(what: str, text: object) -> None:

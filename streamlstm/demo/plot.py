@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from streamlstm.demo.feeds import HEADLINE, HEADLINE_H, HORIZONS_H, Array
+from streamlstm import plot
+from streamlstm.demo.feeds import HEADLINE, HEADLINE_H, HORIZONS_H, hour
 from streamlstm.demo.scores import RIVALS, forecast_errors
 from streamlstm.demo.streaming import Stream
+from streamlstm.plot import FORECAST, MUTED
 
 CLOSE_UP_H = 10 * 24
-INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
-READING, FORECAST, FLAG = "#2563eb", "#ea580c", "#dc2626"
 EVENT, EVENT_NAME = "#fde68a", "#92400e"
 RIVAL_COLORS = ("#9ca3af", "#14b8a6", "#8b5cf6")
-STYLE: Any = {
-    "font.size": 9,
-    "date.converter": "concise",
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "lines.solid_capstyle": "round",
-    "svg.hashsalt": "streamlstm",  # the same picture has the same bytes
-}
 
 
 def draw(streams: Sequence[Stream], path: Path) -> None:
     """Write the picture of all streams to `path`. Raises OSError."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(plot.STYLE):
         figure = Figure(figsize=(12, 2.9 * len(streams) + 3.6), layout="constrained")
         rows = figure.add_gridspec(
             len(streams) + 1, len(streams), height_ratios=[1.0] * len(streams) + [0.95]
@@ -64,9 +40,9 @@ def draw(streams: Sequence[Stream], path: Path) -> None:
             readings = _draw_readings(figure, rows[k, :], stream)
             errors = figure.add_subplot(rows[-1, k])
             _draw_errors(errors, stream)
-        figure.legend(*readings.get_legend_handles_labels(), loc="upper right", ncols=3)
+        figure.legend(*readings.get_legend_handles_labels(), loc="upper right", ncols=4)
         figure.legend(*errors.get_legend_handles_labels(), loc="outside lower left", ncols=4)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "streamlstm demo"})
+        plot.save(figure, path)
 
 
 def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
@@ -85,7 +61,7 @@ def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
     _draw_series(axes, stream, hours[0], hours[-1])
     _mark_events(axes, stream)
     axes.set_title(sensor.what, pad=16)
-    begin = min(_hour(sensor.events[-1].last) + 24, max(hours[0], hours[-1] - CLOSE_UP_H))
+    begin = min(hour(sensor.events[-1].last) + 24, max(hours[0], hours[-1] - CLOSE_UP_H))
     axes = figure.add_subplot(parts[1])
     _draw_series(axes, stream, begin, begin + CLOSE_UP_H)
     axes.set_title("Close-up", pad=16)
@@ -94,25 +70,21 @@ def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
 
 def _draw_series(axes: Any, stream: Stream, begin: int, end: int) -> None:
     """Readings of the hours `begin` to `end`, what was said of them HEADLINE_H before, flags."""
-    series = stream.series
-    shown = (series.hours >= begin) & (series.hours <= end)
-    grid, readings = _hourly(series.hours[shown], series.values[shown])
-    _, said = _hourly(series.hours[shown], stream.said(HEADLINE)[shown])
+    hours = stream.series.hours
+    shown = (hours >= begin) & (hours <= end)
+    columns = stream.series.values[shown], stream.said(HEADLINE)[shown]
+    at, readings, said = plot.broken(3600.0 * hours[shown], *columns)
+    plot.readings(axes, plot.time(at), readings, said, f"forecast of it, {HEADLINE_H} h before")
     odd = shown & stream.flagged
-    axes.plot(grid, readings, color=READING, lw=1.4, label="reading")
-    axes.plot(grid, said, color=FORECAST, lw=0.9, label=f"forecast of it, {HEADLINE_H} h before")
-    axes.plot(
-        _time(series.hours[odd]), series.values[odd], "o", color=FLAG, ms=3.2, label="flagged"
-    )
+    plot.flags(axes, _time(hours[odd]), stream.series.values[odd])
     axes.set_ylabel(stream.sensor.unit)
-    axes.margins(x=0.01)
 
 
 def _mark_events(axes: Any, stream: Stream) -> None:
     """Bands where the known events are, and a line where the rows not trained on begin."""
     hours = stream.series.hours
     for event in stream.sensor.events:
-        first, last = _hour(event.first), _hour(event.last)
+        first, last = hour(event.first), hour(event.last)
         if first <= hours[-1]:
             axes.axvspan(_time(first - 2), _time(last + 2), color=EVENT, lw=0, zorder=0.5)
             axes.annotate(
@@ -125,7 +97,7 @@ def _mark_events(axes: Any, stream: Stream) -> None:
                 color=EVENT_NAME,
                 fontsize=8,
             )
-    first_unseen = _hour(stream.sensor.unseen_from)
+    first_unseen = hour(stream.sensor.unseen_from)
     if first_unseen <= hours[-1]:
         axes.axvline(_time(first_unseen), color=MUTED, lw=0.8, ls=(0, (4, 3)))
         axes.annotate(
@@ -143,7 +115,7 @@ def _draw_errors(axes: Any, stream: Stream) -> None:
     """The error against the hours ahead, of the LSTM and its naive rivals."""
     sensor = stream.sensor
     first_unseen = stream.series.row_of(sensor.unseen_from)
-    errors = forecast_errors(stream.series, stream.forecasts, first_unseen)
+    errors = forecast_errors(stream.series, stream.medians, first_unseen)
     axes.set_title(f"{sensor.name}: mean absolute error on rows not used in training")
     if not errors:
         axes.text(0.5, 0.5, "no such rows yet", ha="center", color=MUTED, transform=axes.transAxes)
@@ -166,18 +138,6 @@ def _draw_errors(axes: Any, stream: Stream) -> None:
     axes.margins(y=0.12)
 
 
-def _hourly(hours: Array, values: Array) -> tuple[Array, Array]:
-    """The values on a grid without missing hours, NaN where there is no row: lines break there."""
-    grid = np.arange(hours[0], hours[-1] + 1)
-    full = np.full(len(grid), np.nan)
-    full[hours - hours[0]] = values
-    return _time(grid), full
-
-
-def _hour(time: datetime) -> int:
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()) // 3600
-
-
 def _time(hours: Any) -> Any:
-    """Running hours (of UTC) as what matplotlib draws."""
-    return np.asarray(hours).astype("datetime64[h]")
+    """Running hours as what matplotlib draws."""
+    return plot.time(3600.0 * np.asarray(hours))

@@ -1,18 +1,15 @@
-"""How good a forecast was, and which readings were out of the ordinary.
+"""How good forecasts were beside naive rivals, and flags beside the known events.
 
-Everything here looks backwards only: a forecast and its naive rivals know no reading later
-than the hour they are made in, and a flag is raised in the hour of its reading.
+A forecast and its rivals know no reading later than the hour they are made in.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
-from streamlstm.demo.feeds import HORIZONS_H, Array, KnownEvent, Series
+from streamlstm.demo.feeds import HORIZONS_H, Array, KnownEvent, Series, hour
 
 WEEK_H = 168
 RIVALS = ("repeat last value", "same hour yesterday", "same hour last week")
@@ -57,27 +54,6 @@ def forecast_errors(series: Series, forecasts: Array, first_row: int) -> list[Fo
     return results
 
 
-class Watch:
-    """Flags readings that the forecast of the hour before missed by far.
-
-    By far: more than `times_usual` times the usual miss, the median of the last `memory`
-    misses. Silent for the first `warm_up` of them. The 15 was chosen on the rows used in
-    training: no flag of the water flow outside its events, under 1 % of the traffic's rows.
-    """
-
-    def __init__(self, times_usual: float = 15.0, memory: int = WEEK_H, warm_up: int = 72) -> None:
-        self.times_usual = times_usual
-        self.warm_up = warm_up
-        self._misses: deque[float] = deque(maxlen=memory)
-
-    def flags(self, reading: float, forecast: float) -> bool:
-        miss = abs(reading - forecast)
-        ready = len(self._misses) >= self.warm_up
-        flagged = ready and miss > self.times_usual * median(self._misses)
-        self._misses.append(miss)
-        return flagged
-
-
 @dataclass(frozen=True)
 class FlagScore:
     """Flags against the known events: found[k] tells whether event k has one."""
@@ -93,7 +69,7 @@ def flag_score(series: Series, flagged: Array, events: tuple[KnownEvent, ...]) -
     """Compare `flagged` [T] with `events`; WAY_BACK_H hours after one still belong to it."""
     found, in_an_event = [], np.zeros(len(flagged), dtype=bool)
     for event in events:
-        first, last = (int(t.timestamp()) // 3600 for t in (event.first, event.last))
+        first, last = hour(event.first), hour(event.last)
         rows = (series.hours >= first) & (series.hours <= last + WAY_BACK_H)
         found.append(bool(flagged[rows].any()))
         in_an_event |= rows

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from streamlstm.demo.feeds import HEADLINE, HEADLINE_H
 from streamlstm.demo.scores import WAY_BACK_H, flag_score, forecast_errors
-from streamlstm.demo.streaming import Stream
+from streamlstm.demo.streaming import QUANTILES, Stream
 
 REFRESH_S = 0.1
 BAR = 14
@@ -90,8 +90,8 @@ def _now(stream: Stream) -> tuple[str, str, str, str]:
     return (
         f"{stream.series.times[row]:%Y-%m-%d %H:%M}",
         number(float(stream.series.values[row])),
-        number(stream.said_before(row, HEADLINE)),
-        number(float(stream.forecasts[row, HEADLINE])),
+        number(float(stream.said_before(row, HEADLINE)[QUANTILES // 2])),
+        number(float(stream.medians[row, HEADLINE])),
     )
 
 
@@ -109,8 +109,8 @@ def _show_speed(console: Console, streams: Sequence[Stream], took_s: float) -> N
     p50, p99 = np.percentile(trips_ms, [50, 99])
     console.print()
     console.print(
-        f"[bold]{len(trips_ms):,} events[/] in {took_s:.1f} s, one after the other: "
-        f"[bold]{len(trips_ms) / took_s:,.0f} steps/s[/].\n"
+        f"[bold]{len(trips_ms):,} events[/] in {took_s:.1f} s, one after the other, each with a "
+        f"forecast: [bold]{len(trips_ms) / took_s:,.0f} steps/s[/].\n"
         f"Round trip (client, broker, LSTM step and back): p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
         soft_wrap=True,
     )
@@ -120,7 +120,7 @@ def _show_forecasts(console: Console, stream: Stream) -> None:
     sensor = stream.sensor
     console.print()
     first_unseen = stream.series.row_of(sensor.unseen_from)
-    errors = forecast_errors(stream.series, stream.forecasts, first_unseen)
+    errors = forecast_errors(stream.series, stream.medians, first_unseen)
     if not errors:
         console.print(
             f"[bold]{sensor.name}[/]: no forecast to judge yet; they are judged on the rows not "

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from streamlstm.demo.feeds import HORIZONS_H, Array, Sensor, Series
-from streamlstm.demo.scores import Watch
 from streamlstm.serving.client import RemoteSession
+
+QUANTILES = 3
 
 
 class Stream:
     """Steps a session through a series and keeps what came of it.
 
-    forecasts [T, horizons] float64, NaN where not there yet; flagged [T] bool;
+    forecasts [T, horizons, QUANTILES] float64, NaN where not there yet; flagged [T] bool;
     round_trips_s: seconds from sending an event to having its answer, [row].
     """
 
@@ -23,10 +24,9 @@ class Stream:
         self.sensor = sensor
         self.series = series
         self.session = session
-        self.forecasts = np.full((len(series.values), len(HORIZONS_H)), np.nan)
+        self.forecasts = np.full((len(series.values), len(HORIZONS_H), QUANTILES), np.nan)
         self.flagged = np.zeros(len(series.values), dtype=bool)
         self.round_trips_s: list[float] = []
-        self._watch = Watch()
 
     def __len__(self) -> int:
         return len(self.series.values)
@@ -36,30 +36,37 @@ class Stream:
         """Rows streamed so far."""
         return len(self.round_trips_s)
 
+    @property
+    def medians(self) -> Array:
+        """The forecasts' medians, [T, horizons]."""
+        return self.forecasts[:, :, QUANTILES // 2]
+
     def step(self) -> None:
-        """Send the next row as one event; take its forecasts, and flag it if it is odd."""
-        row, value = self.row, float(self.series.values[self.row])
-        x = self.sensor.inputs(self.series.times[row], value)
+        """Send the next row as one event; keep what is forecast now, and whether it is odd."""
+        row = self.row
+        reading = [3600.0 * self.series.hours[row], self.series.values[row]]
         sent_s = time.perf_counter()
-        y = self.session.step(x)
+        y = self.session.step(reading)
         self.round_trips_s.append(time.perf_counter() - sent_s)
-        self.forecasts[row] = y
-        said = self.said_before(row, horizon=0)
-        if not np.isnan(said):
-            self.flagged[row] = self._watch.flags(value, said)
+        head = self.session.model.head
+        assert head is not None
+        self.flagged[row] = head.report(y.tolist()).alert
+        self.forecasts[row] = self.session.forecast(HORIZONS_H[-1])[np.array(HORIZONS_H) - 1]
 
     def said(self, horizon: int) -> Array:
-        """said_before of all rows, [T]."""
+        """said_before of all rows, [T, QUANTILES]."""
         rows = range(len(self))
         return np.array([self.said_before(row, horizon) for row in rows], dtype=np.float64)
 
-    def said_before(self, row: int, horizon: int) -> float:
-        """What was forecast for `row`, HORIZONS_H[horizon] hours before it; NaN if nothing."""
+    def said_before(self, row: int, horizon: int) -> Array:
+        """What was forecast for `row`, HORIZONS_H[horizon] hours before it, [QUANTILES]; NaN if
+        nothing."""
         hours = self.series.hours
         made_at = int(np.searchsorted(hours[: row + 1], hours[row] - HORIZONS_H[horizon]))
         if hours[row] - hours[made_at] != HORIZONS_H[horizon]:
-            return float("nan")
-        return float(self.forecasts[made_at, horizon])
+            return np.full(QUANTILES, np.nan)
+        said: Array = self.forecasts[made_at, horizon]
+        return said
 
 
 def interleaved(streams: Sequence[Stream]) -> Iterator[Stream]:
