@@ -34,8 +34,8 @@ constant  A value that does not change is a value; "unchanged" counts the steps 
 
 The score asks how far outside of the range seen so far three numbers are: the value z, the level
 (a moving average of a) and the drift (a moving average of the forecast's error). The ranges forget
-slowly. It is 0 unless worse than in the last HOLD steps, so that one disturbance alerts once. The
-constants were chosen on half of NAB's public files; docs/anomalies.md has the ablation.
+slowly. It is 0 unless worse than in the last HOLD steps, so that one disturbance alerts once.
+docs/anomalies.md has the equations, how the constants were chosen and what each part adds.
 """
 
 from __future__ import annotations
