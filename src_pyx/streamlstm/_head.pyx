@@ -10,7 +10,7 @@ whatever was restored.
 reference_head.py is the definition of all this in Python.
 """
 from cython cimport floating
-from libc.math cimport copysign, cos, exp, fabs, floor, fmax, fmin, log, sin, sqrt
+from libc.math cimport copysign, cos, exp, fabs, floor, log, sin, sqrt
 from libc.stdint cimport int64_t
 
 import numpy as np
@@ -82,13 +82,22 @@ cdef inline double sinh(double a) noexcept nogil:
     return (e - 1 / e) / 2
 
 
+# Inline, as libm's fmin and fmax are not.
+cdef inline double smaller(double x, double y) noexcept nogil:
+    return x if x < y else y
+
+
+cdef inline double larger(double x, double y) noexcept nogil:
+    return x if x > y else y
+
+
 cdef inline void count(const Plan* p, double* s, int what) noexcept nogil:
     s[COUNTS + what] += 1
     p.totals[what] += 1
 
 
 cdef inline double held(const Plan* p, double a) noexcept nogil:
-    return fmax(-p.largest_a, fmin(a, p.largest_a))
+    return larger(-p.largest_a, smaller(a, p.largest_a))
 
 
 cdef inline double median(const Plan* p, const double* s, Py_ssize_t k) noexcept nogil:
@@ -104,7 +113,7 @@ cdef int place(
     grid_steps[0], log_gap[0] = 1, 0
     if p.gaps:
         if gap_s > 0:
-            log_gap[0] = fmax(-7, fmin(log(steps), 14))
+            log_gap[0] = larger(-7, smaller(log(steps), 14))
             return WAS_STEPPED
     elif steps >= 0.5:
         grid_steps[0] = floor(steps + 0.5)
@@ -235,8 +244,8 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
     cdef Py_ssize_t k
     cdef double[3] statistics
     if s[SEEN] > 0:
-        f = median(p, s, <Py_ssize_t> fmin(take.ahead, p.horizon) - 1)
-    g = fmax(p.g_min, 1 / (fmax(s[SCORED], 0) + 1))
+        f = median(p, s, <Py_ssize_t> smaller(take.ahead, p.horizon) - 1)
+    g = larger(p.g_min, 1 / (larger(s[SCORED], 0) + 1))
     s[LEVEL] += g * (a - s[LEVEL])
     s[DRIFT] += g * (a - f - s[DRIFT])
     statistics[0], statistics[1], statistics[2] = z, s[LEVEL], s[DRIFT]
@@ -247,14 +256,14 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
             continue
         low, high = s[VALUE_LOW + 2 * k], s[VALUE_HIGH + 2 * k]
         # A series that was constant so far has a range of nothing; anything is far outside.
-        width = fmax(fmax(high - low, 1e-9 * fmax(fabs(low), fabs(high))), 1e-12)
-        outside = fmax(fmax(x - high, low - x), 0) / width
+        width = larger(larger(high - low, 1e-9 * larger(fabs(low), fabs(high))), 1e-12)
+        outside = larger(larger(x - high, low - x), 0) / width
         if k == STATISTICS - 1:
             outside *= p.weight
         if outside > worst:
             worst = outside
             take.reason = <int> (k + 1 if x > high else -(k + 1))
-        low, high = fmin(low, x), fmax(high, x)
+        low, high = smaller(low, x), larger(high, x)
         s[VALUE_LOW + 2 * k] = low + p.forget * (x - low)
         s[VALUE_HIGH + 2 * k] = high - p.forget * (high - x)
     s[SCORED] += 1
@@ -263,7 +272,7 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
         s[PEAK] = 0
     if worst > s[PEAK]:
         # Held back so that it stays a number that restore() takes.
-        s[PEAK], s[AGE] = fmin(worst, 1e15), 0
+        s[PEAK], s[AGE] = smaller(worst, 1e15), 0
         take.score = worst / (worst + p.half)
     else:
         take.reason = 0
@@ -278,7 +287,7 @@ cdef void absorb(const Plan* p, double* s, const floating* o) noexcept nogil:
     cdef double* to = s + FIXED
     for _k in range(p.horizon):
         for i in range(p.quantiles):
-            x, j = fmax(-2 * p.largest_a, fmin(o[i], 2 * p.largest_a)), i
+            x, j = larger(-2 * p.largest_a, smaller(o[i], 2 * p.largest_a)), i
             while j > 0 and to[j - 1] > x:
                 to[j] = to[j - 1]
                 j -= 1
