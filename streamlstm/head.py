@@ -17,7 +17,7 @@ and says o[k, q]: quantile q of a, k + 1 steps ahead, is a + o[k, q]. So a netwo
 forecasts the last value. The quantiles of a step are sorted (Chernozhukov et al. 2010,
 10.3982/ECTA7880).
 
-Policies, each with a counter (COUNTERS; Session.counters, Engine.counters):
+Policies, each with a counter (COUNTERS of a session; of an engine in all, and "refused"):
 
 missing   A reading without a value. "reject": refused, nothing changes. "skip": no step. "hold":
           a step with the last value. "predict": a step with the network's own median. A missing
@@ -26,23 +26,26 @@ missing   A reading without a value. "reject": refused, nothing changes. "skip":
           up to FILL_MAX of them; "reject", "skip" and longer gaps are stepped over.
 late      A reading whose step is over: "late" (older than the last), "repeated" (same time),
           "early" (on a grid: nearer to the last step than to the next). "drop": no step.
-          "reject": refused. "step": taken as the next step. After LATE_MAX drops in a row the
-          sensor's clock is believed and the reading taken: a clock that was set back.
-spacing   "grid": a reading belongs to the nearest multiple of step_s after the last one. "gap":
-          each reading is a step, and log(gap / step_s) an input of the network.
+          "reject": refused. "step": taken as the next step. After LATE_MAX late ones dropped with
+          no step between them the sensor's clock is believed: one that was set back.
+spacing   "grid": a reading belongs to the nearest of the times step_s apart from the first on; the
+          grid moves by PULL of a reading's distance to it. "gap": each reading is a step, and
+          log(gap / step_s) an input of the network.
 constant  A value that does not change is a value; "unchanged" counts the steps since it did.
 
 The score asks how far outside of the range seen so far three numbers are: the value z, the level
 (a moving average of a) and the drift (a moving average of the forecast's error). The ranges forget
-slowly. It is 0 unless worse than in the last HOLD steps, so that one disturbance alerts once.
+slowly. It is 0 unless worse than in the last QUIET steps, so that one disturbance alerts once.
 docs/anomalies.md has the equations, how the constants were chosen and what each part adds.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -75,16 +78,19 @@ SMOOTHING: Final = 6.0  # steps of the moving averages
 FORGET: Final = 5e-5  # of the ranges, a step
 FORECAST_WEIGHT: Final = 0.25  # of the drift, beside value and level
 HALF: Final = 0.02  # ranges outside of the range that score 0.5
-HOLD: Final = 100  # steps in which only worse scores again
+QUIET: Final = 100  # steps in which only worse scores again
 FILL_MAX: Final = 100  # steps that a gap is filled with at most
 LATE_MAX: Final = 100  # late readings in a row before the clock is believed
-LARGEST_Z: Final = 1e15  # of a value; within it all numbers stay finite
+PULL: Final = 1 / 32  # of a reading on its grid, which follows a clock that drifts
+LARGEST_Z: Final = 0.999e15  # of a value; within it all numbers stay what restore() takes
+LARGEST_MEAN: Final = 1e12  # std
 LARGEST_A: Final = 36.0  # asinh of that, and a little
 LARGEST_TIME_S: Final = 1e11  # the year 5138; milliseconds since 1970 are beyond
+LARGEST_STEP_S: Final = 1e8
 HORIZON_MAX: Final = 10_000
 AHEAD_MAX: Final = 10_000  # steps of one forecast
-COUNTS: Final = 16  # where the counters stand in the state
-FIXED: Final = 25  # numbers of state beside the outputs and the others; see _head.pyx
+COUNTS: Final = 17  # where the counters stand in the state
+FIXED: Final = 26  # numbers of state beside the outputs and the others; see _head.pyx
 
 
 class Residual(NamedTuple):
@@ -136,19 +142,12 @@ class Head:
     residuals: tuple[Residual, ...] = ()
 
     def __post_init__(self) -> None:
-        # As floats, because 1 and 1.0 are different texts in a fingerprint.
-        keep = partial(object.__setattr__, self)
-        keep("target", _as_floats(self.target))
-        keep("others", tuple(map(_as_floats, self.others)))
-        keep("step_s", float(self.step_s))
-        keep("quantiles", tuple(map(float, self.quantiles)))
-        keep("calendar", tuple(self.calendar))
-        keep("residuals", tuple(Residual(*map(float, r)) for r in self.residuals))
+        self._convert()
         for f in (self.target, *self.others):
-            if not (1e-150 <= f.std <= 1e150 and abs(f.mean) <= LARGEST_Z / 2 * f.std):
+            if not (1e-150 <= f.std <= 1e150 and abs(f.mean) <= LARGEST_MEAN * f.std):
                 raise ModelError(
                     f"{f.name!r} has mean {f.mean} and std {f.std}; std must be above 0 and the "
-                    "mean within 5e14 of it"
+                    f"mean within {LARGEST_MEAN:.0e} of it"
                 )
         q = self.quantiles
         if not (
@@ -174,6 +173,23 @@ class Head:
             raise ModelError("residuals must be finite numbers")
         self._check_policies()
 
+    def _convert(self) -> None:
+        """Every number of one type, because 1 and 1.0 are different texts in a fingerprint."""
+        keep = partial(object.__setattr__, self)
+        try:
+            keep("target", _as_floats(self.target))
+            keep("others", tuple(map(_as_floats, self.others)))
+            keep("step_s", _as_float(self.step_s))
+            keep("quantiles", tuple(map(_as_float, self.quantiles)))
+            keep("calendar", tuple(self.calendar))
+            keep("horizon", operator.index(self.horizon))
+            keep("warm_up", operator.index(self.warm_up))
+            keep("residuals", tuple(Residual(*map(_as_float, r)) for r in self.residuals))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(f"a head's numbers must be numbers: {error}") from None
+        if not (self.time is None or isinstance(self.time, str)):
+            raise ModelError(f"time is {self.time!r}; give the name of the time column, or None")
+
     def _check_policies(self) -> None:
         for name, choices in (("missing", Missing), ("late", Late), ("spacing", Spacing)):
             _check_choice(name, getattr(self, name), choices)
@@ -183,8 +199,8 @@ class Head:
             raise ModelError(f"calendar {self.calendar} has a cycle twice")
         if self.time is None and (self.calendar or self.spacing == "gap"):
             raise ModelError("calendar cycles and gaps need the readings' time; name its column")
-        if not 1e-3 <= self.step_s <= LARGEST_TIME_S:
-            raise ModelError(f"step_s is {self.step_s}; give 0.001 to {LARGEST_TIME_S:.0e} s")
+        if not 1e-3 <= self.step_s <= LARGEST_STEP_S:
+            raise ModelError(f"step_s is {self.step_s}; give 0.001 to {LARGEST_STEP_S:.0e} s")
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
@@ -243,24 +259,34 @@ class Head:
 
     @classmethod
     def read(cls, told: Mapping[str, Any]) -> Head:
-        """A head from its description. Raises ModelError, TypeError, KeyError."""
-        fields = dict(told)
-        fields["target"] = Feature(**fields["target"])
-        fields["others"] = tuple(Feature(**f) for f in fields["others"])
-        return cls(**fields)
+        """A head from its description. Raises ModelError."""
+        try:
+            fields = dict(told)
+            fields["target"] = Feature(**fields["target"])
+            fields["others"] = tuple(Feature(**f) for f in fields["others"])
+            return cls(**fields)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ModelError(f"this does not describe a head: {error}") from None
 
 
 def _as_floats(f: Feature) -> Feature:
     if not isinstance(f, Feature):
         raise ModelError(f"a head's target and others are Features; got {f!r}")
-    return Feature(f.name, f.unit, float(f.mean), float(f.std))
+    return Feature(f.name, f.unit, _as_float(f.mean), _as_float(f.std))
+
+
+def _as_float(number: Any) -> float:
+    if isinstance(number, numbers.Real) and not isinstance(number, bool):
+        return float(number)
+    raise TypeError(f"{number!r} is none")
 
 
 def checked_ahead(steps: Any) -> int:
     """A number of steps to forecast. Raises InputError."""
-    if not hasattr(steps, "__index__") or not 1 <= operator.index(steps) <= AHEAD_MAX:
-        raise InputError(f"a forecast goes 1 to {AHEAD_MAX:,} steps ahead; got {steps!r}")
-    return operator.index(steps)
+    with suppress(TypeError):
+        if not isinstance(steps, bool) and 1 <= operator.index(steps) <= AHEAD_MAX:
+            return operator.index(steps)
+    raise InputError(f"a forecast goes 1 to {AHEAD_MAX:,} steps ahead; got {steps!r}")
 
 
 def refusal(index: int, reading: Mapping[str, float], head: Head) -> InputError:

@@ -67,7 +67,7 @@ class Scorer:
                     worst, reason = outside, (k + 1 if above else -k - 1)
         self.scored += 1
         self.age += 1
-        if self.age > h.HOLD:
+        if self.age > h.QUIET:
             self.peak = 0.0
         score = 0.0
         if worst > self.peak:
@@ -85,6 +85,7 @@ class Stream:
         self.network = network
         self.steps = 0
         self.time_s = 0.0
+        self.read_s = 0.0
         self.a = 0.0
         self.z = 0.0
         self.others = np.zeros(len(head.others))
@@ -104,59 +105,75 @@ class Stream:
         return np.array([*self._units(self._ahead(0)), score, alert, reason, code, warming])
 
     def _read(self, time_s: float, values: Vector) -> tuple[float, int, str]:
+        fills = self.head.missing in ("hold", "predict")
+        lacks = bool(np.isnan(values[:1] if fills else values).any())
         where, grid, log_gap = self._place(time_s)
+        if lacks and self.head.missing == "reject":
+            self._refuse(time_s, values)
         if where != "stepped":
             if self.head.late == "reject":
                 self._refuse(time_s, values)
             self.counts[where] += 1
-            if self.head.late == "drop" and self.late_run < h.LATE_MAX:
-                self.late_run += 1
+            believed = where == "late" and self.late_run >= h.LATE_MAX
+            if self.head.late == "drop" and not believed:
+                self.late_run += where == "late"
                 return 0.0, 0, where
-        hold = self.head.missing in ("hold", "predict")
-        lacks = bool(np.isnan(values[:1] if hold else values).any())
-        if lacks and self.head.missing == "reject":
-            self._refuse(time_s, values)
-        self.late_run = 0
         self.counts["missing"] += bool(np.isnan(values).any())
-        if lacks and (not hold or not self.steps):
+        if lacks and (not fills or not self.steps):
             self.counts["skipped"] += 1
             return 0.0, 0, "skipped"
+        self.late_run = 0
         self.counts["gaps"] += grid > 1 or (self.head.spacing == "gap" and log_gap > math.log(1.5))
-        if hold and 1 < grid <= h.FILL_MAX + 1:
+        if fills and 1 < grid <= h.FILL_MAX + 1:
             for _ in range(grid - 1):
                 self._step(self._guess(), self.time_s + self.head.step_s, 0.0)
             grid = 1
-        known = ~np.isnan(values[1:])
-        others = np.where(
-            known,
-            [self._scaled(*p)[1] for p in zip(values[1:], self.head.others, strict=True)],
-            self.others,
-        )
+        moved_to = self._moved_to(time_s, grid)
+        self.read_s = time_s
         if lacks:
             a = self._guess()
-            self.others = others
-            self._step(a, time_s, log_gap)
+            self._keep_others(values[1:])
+            self._step(a, moved_to, log_gap)
             return 0.0, 0, "held" if self.head.missing == "hold" else "predicted"
-        z, a = self._scaled(values[0], self.head.target)
-        forecast = self._ahead(min(grid, self.head.horizon) - 1) if self.steps else np.array([a])
-        warming = self.steps < self.head.warm_up
-        score, reason = self.scorer.score(z, a, float(np.median(forecast)), warming)
-        self.counts["unchanged"] = self.counts["unchanged"] + 1 if self.steps and z == self.z else 0
-        self.z, self.others = z, others
-        self._step(a, time_s, log_gap)
+        score, reason = self._score(values[0], max(grid, 1))
+        _, a = self._scaled(values[0], self.head.target)
+        self._keep_others(values[1:])
+        self._step(a, moved_to, log_gap)
         return score, reason, "stepped"
 
+    def _score(self, value: float, grid: int) -> tuple[float, int]:
+        z, a = self._scaled(value, self.head.target)
+        forecast = self._ahead(min(grid, self.head.horizon) - 1) if self.steps else np.array([a])
+        warming = self.steps < self.head.warm_up
+        unchanged = self.steps and z == self.z
+        self.counts["unchanged"] = self.counts["unchanged"] + 1 if unchanged else 0
+        self.z = z
+        return self.scorer.score(z, a, float(np.median(forecast)), warming)
+
+    def _keep_others(self, values: Vector) -> None:
+        for k, (value, feature) in enumerate(zip(values, self.head.others, strict=True)):
+            if not math.isnan(value):
+                self.others[k] = self._scaled(float(value), feature)[1]
+
+    def _moved_to(self, time_s: float, grid: int) -> float:
+        """The time of a step, which the next is measured from."""
+        if self.head.spacing == "gap" or not grid:
+            return time_s
+        on_grid = self.time_s + grid * self.head.step_s
+        return on_grid + h.PULL * (time_s - on_grid)
+
     def _place(self, time_s: float) -> tuple[str, int, float]:
-        """How a reading is late or "stepped", its distance on the grid, the log of its gap."""
+        """How a reading is late or "stepped", its steps on the grid (0: the grid begins with it),
+        the log of its gap."""
         if self.head.time is None or not self.steps:
-            return "stepped", 1, 0.0
-        gap_s = time_s - self.time_s
-        steps = gap_s / self.head.step_s
-        if self.head.spacing == "gap" and gap_s > 0:
+            return "stepped", 0, 0.0
+        if time_s <= self.read_s:
+            return "late" if time_s < self.read_s else "repeated", 0, 0.0
+        steps = (time_s - self.time_s) / self.head.step_s
+        if self.head.spacing == "gap":
             return "stepped", 1, min(max(math.log(steps), -7.0), 14.0)
-        if self.head.spacing == "grid" and steps >= 0.5:
-            return "stepped", math.floor(steps + 0.5), 0.0
-        return "late" if gap_s < 0 else "repeated" if gap_s == 0 else "early", 1, 0.0
+        grid = math.floor(steps + 0.5)
+        return ("stepped", grid, 0.0) if grid >= 1 else ("early", 0, 0.0)
 
     def _guess(self) -> float:
         """What a step is fed in place of a missing value; counted."""

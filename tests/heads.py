@@ -95,9 +95,9 @@ def readings(head: Head, seed: int, rows: int, *, refusable: bool = False) -> Ar
         values[rng.random(values.shape) < 0.15] = np.nan
     if head.time is None:
         return values
-    gaps = [0.6, 1, 1, 1, 1, 1.2, 2, 3.4, 50, 101, 102, 5000]
+    gaps = [1, 1, 1, 1, 1.2, 2, 3.4, 50, 101, 102, 5000]
     if refusable or head.late != "reject":
-        gaps += [-5000, -2, -0.5, 0, 0, 0.3]
+        gaps += [-5000, -2, -0.5, 0, 0, 0.3, 0.6]
     if head.spacing == "gap":
         gaps += [1e-6]
     return np.column_stack([1.7e9 + np.cumsum(rng.choice(gaps, rows)) * head.step_s, values])

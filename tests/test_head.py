@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import signal
+import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -84,7 +87,8 @@ def test_real_series_with_holes(head):
             assert 0 <= y[Q] <= 1
             assert (y[Q + 1 :] == expected[k, Q + 1 :]).all()
         assert session.counters() == counts
-        assert engine.counters() == {name: counts[name] for name in COUNTERS[:-1]}
+        told = {name: counts[name] for name in COUNTERS[:-1]}
+        assert engine.counters() == told | {"refused": 0}
         assert np.abs(session.forecast(7) - ahead).max() < 1e-4 * FLOW.std
     assert counts["missing"] > 30
     assert counts["gaps"] > 5
@@ -225,7 +229,8 @@ def test_what_is_refused_changes_nothing(head, seed):
                     with pytest.raises(type(expected[0]), match=re.escape(str(expected[0]))):
                         call(reading)
                 assert (one.state().numbers.tobytes(), one.seq) == before[:2]
-                assert engine.counters() == before[2]
+                refused = before[2]["refused"] + 2 + 1 + 3  # refusals() told of two, four raised
+                assert engine.counters() == before[2] | {"refused": refused}
             else:
                 assert expected == {}
                 assert (pair.step([reading, reading]) == y).all()
@@ -246,6 +251,59 @@ def test_a_clock_that_was_set_back_is_believed_in_the_end():
         assert (status[:LATE_MAX] == late).all()
         assert (status[LATE_MAX:] == 0).all()
         assert session.counters()["late"] == LATE_MAX + 1
+
+
+def test_only_late_readings_make_a_clock_believed():
+    """Not early and repeated ones, however many; nor one that was skipped."""
+    model = headed(replace(HOURLY, missing="skip"))
+    with sl.Engine(model) as engine:
+        often = engine.open("often")
+        often.run([[10.0 * k, 100.0] for k in range(361 * 5)])  # every 10 s, for five hours
+        assert often.state().numbers[-model.head.state_size] == 6
+        same = engine.open("same")
+        same.run([[0.0, 100.0]] * 500)
+        assert same.counters()["repeated"] == 499
+        back = engine.open("back")
+        back.step([1e9, 100.0])
+        back.run([[k * HOUR_S, 100.0] for k in range(LATE_MAX)])
+        lacking = back.step([LATE_MAX * HOUR_S, math.nan])
+        assert model.head.report(lacking).status == "skipped"
+        believed = back.step([(LATE_MAX + 1) * HOUR_S, 100.0])
+        assert model.head.report(believed).status == "stepped"
+
+
+@pytest.mark.parametrize(
+    ("period", "steps", "filled"), [(0.5, 500, 0), (0.6, 600, 0), (1.4, 1400, 400)]
+)
+def test_other_periods_are_resampled(period, steps, filled):
+    """1,000 readings of another period: as many steps as the grid has."""
+    model = headed(HOURLY)
+    with sl.Engine(model) as engine:
+        session = engine.open("a")
+        session.run([[k * period * HOUR_S, 100.0] for k in range(1000)])
+        made = session.state().numbers[-model.head.state_size]
+        assert abs(made - steps) <= 5
+        assert abs(session.counters()["held"] - filled) <= 5
+
+
+@pytest.mark.parametrize(("jitter", "odd"), [(0.3, 0), (0.4, 5), (0.45, 30)])
+def test_jitter_is_no_gap(jitter, odd):
+    rng = np.random.default_rng(0)
+    times = (np.arange(1000) + rng.uniform(-jitter, jitter, 1000)) * HOUR_S
+    with sl.Engine(headed(HOURLY)) as engine:
+        session = engine.open("a")
+        session.run(np.column_stack([times, np.full(1000, 100.0)]))
+        counts = session.counters()
+        assert counts["early"] + counts["held"] <= odd
+
+
+def test_a_clock_that_drifts_is_followed():
+    """1 % fast for 1,000 hours: no step is left out and none is made up."""
+    with sl.Engine(headed(HOURLY)) as engine:
+        session = engine.open("a")
+        session.run([[k * 1.01 * HOUR_S, 100.0] for k in range(1000)])
+        assert session.seq == 1000
+        assert not any(session.counters()[name] for name in ("early", "gaps", "held"))
 
 
 def test_a_gap_is_filled_up_to_a_bound():
@@ -365,6 +423,66 @@ def test_a_hostile_state_stays_finite(seed):
             session.restore(state)
 
 
+def test_the_largest_values_can_be_restored():
+    """z rounds; a state that came of it must still be one that restore() takes."""
+    std = 40.97448296267075
+    with sl.Engine(headed(Head(sl.Feature("v", "", 0.0, std)))) as engine:
+        session = engine.open("a")
+        for value in (*engine.largest_event, *-engine.largest_event, 0.0):
+            session.step([value])
+            session.restore(session.state())
+
+
+def test_forecasts_beside_steps_of_others():
+    """Another thread steps another session all the time: a's forecast stays a's."""
+    model = headed(Head(FLOW, horizon=2))
+    before = sys.getswitchinterval()
+    with sl.Engine(model) as engine:
+        a, b = engine.open("a"), engine.open("b")
+        a.run(np.full((5, 1), 100.0))
+        expected = a.forecast(5).tobytes()
+        stop = threading.Event()
+
+        def work():
+            while not stop.is_set():
+                b.step([130.0])
+
+        thread = threading.Thread(target=work)
+        sys.setswitchinterval(1e-6)
+        try:
+            thread.start()
+            assert all(a.forecast(5).tobytes() == expected for _ in range(5000))
+        finally:
+            sys.setswitchinterval(before)
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("units", [12, 200])
+def test_a_signal_handler_may_use_the_engine(units):
+    """Nothing of Python runs under the engine's lock, where a handler that wants it would wait."""
+    model = headed(replace(HOURLY, missing="reject"), units=units)
+    with sl.Engine(model) as engine:
+        a, b = engine.open("a"), engine.open("b")
+        a.step([0.0, 100.0])
+        handled = []
+
+        def handler(*_):
+            handled.append(b.state())
+
+        old = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+        try:
+            while len(handled) < 100:
+                a.forecast(2)
+                assert engine.group([a]).refusals([[HOUR_S, math.nan]])
+                with pytest.raises(errors.NonFiniteError):
+                    a.run([[HOUR_S, math.nan]] * 3)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+
+
 # -- descriptions ----------------------------------------------------------------------------------
 
 
@@ -386,6 +504,13 @@ def test_a_hostile_state_stays_finite(seed):
         ({"step_s": 0.0}, "step_s is 0.0"),
         ({"step_s": math.nan}, "step_s is nan"),
         ({"target": sl.Feature("v", "", 1e300, 1.0)}, "'v' has mean 1e\\+300"),
+        ({"horizon": 2.0}, "must be numbers"),
+        ({"horizon": "2"}, "must be numbers"),
+        ({"warm_up": 2.5}, "must be numbers"),
+        ({"step_s": 10**400}, "must be numbers"),
+        ({"step_s": "60"}, "must be numbers"),
+        ({"quantiles": ("0.1", 0.5, 0.9)}, "must be numbers"),
+        ({"time": 3}, "name of the time column"),
         ({"target": sl.Feature("v", "", 0.0, 0.0)}, "std 0.0"),
         ({"target": "flow"}, "are Features; got 'flow'"),
         ({"others": (sl.Feature("v", "", math.nan, 1.0),)}, "mean nan"),

@@ -152,7 +152,7 @@ def test_a_silent_statistic_is_never_the_reason(series):
 def test_constants_are_put_back(series):
     before = {name: value for name, value in vars(constants).items() if name.isupper()}
     scores = variant_scores(series)
-    for name, value in (("HOLD", 0), ("SMOOTHING", 1.0), ("FORGET", 2e-3)):
+    for name, value in (("QUIET", 0), ("SMOOTHING", 1.0), ("FORGET", 2e-3)):
         assert not np.array_equal(variant_scores(series, constants={name: value}), scores), name
     assert {name: vars(constants)[name] for name in before} == before
 

@@ -22,7 +22,7 @@ from streamlstm.importers import from_torch
 from streamlstm.readings import Series
 
 VALUE, LEVEL, FORECAST = range(3)
-RANGES = 7  # where the ranges, low and high of each, stand in a head's state (_head.pxd)
+RANGES = 8  # where the ranges, low and high of each, stand in a head's state (_head.pxd)
 EVERYTHING = 1e14
 # asinh(z) of z as small as this is z, and the arithmetic of a power of two is exact.
 SMALL = 2.0**-20
@@ -55,7 +55,7 @@ VARIANTS = {
     "value only": Variant(silent=(LEVEL, FORECAST)),
     "forecast weighs 1": Variant(constants={"FORECAST_WEIGHT": 1.0}),
     "no smoothing": Variant(constants={"SMOOTHING": 1.0}),
-    "no hold": Variant(constants={"HOLD": 0}),
+    "no hold": Variant(constants={"QUIET": 0}),
     "no forgetting": Variant(constants={"FORGET": 0.0}),
     "forgets 4 times as fast": Variant(constants={"FORGET": 4 * constants.FORGET}),
 }
@@ -68,7 +68,7 @@ GRID = {
             "SMOOTHING": n,
             "FORGET": forget,
             "FORECAST_WEIGHT": weight,
-            "HOLD": hold,
+            "QUIET": hold,
         }
     )
     for n, forget, weight, hold in product(

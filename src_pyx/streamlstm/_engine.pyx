@@ -47,6 +47,9 @@ cdef Py_ssize_t RELEASE_CHECK = 100_000
 # Rows worth fetching ahead of a step: what the second-level cache can hold.
 cdef Py_ssize_t FETCH_BYTES = 512 << 10
 
+# What apply_owned returns, less the event's number, where a policy refuses it.
+cdef Py_ssize_t REFUSED = -3
+
 cdef unsigned int forks = 0
 
 
@@ -109,7 +112,7 @@ cdef class EngineCore:
     """State rows of the sessions of one model, and the network that steps them."""
 
     cdef readonly Network network
-    cdef HeadSteps head                 # None: events are the network's own inputs
+    cdef HeadSteps head_steps           # None: events are the network's own inputs
     cdef readonly Py_ssize_t inputs, outputs    # widths of events and of their answers
     cdef readonly Py_ssize_t state_size         # numbers of a session's state
     cdef Threads threads
@@ -136,9 +139,9 @@ cdef class EngineCore:
         self.inputs, self.outputs = network.plan.inputs, network.plan.outputs
         self.state_size, initial = network.state_size, network.initial_state
         if head is not None:
-            self.head = HeadSteps(head, network, self.threads)
+            self.head_steps = HeadSteps(head, network, self.threads)
             self.inputs, self.outputs = head.plan.readings, head.plan.outputs
-            self.state_size, initial = self.head.state_size, self.head.initial_row
+            self.state_size, initial = self.head_steps.state_size, self.head_steps.initial_row
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.typenum = cnp.NPY_FLOAT32 if single else cnp.NPY_FLOAT64
         self.largest_event = np.array(largest_event, self.dtype)
@@ -200,19 +203,19 @@ cdef class EngineCore:
         return 0
 
     cdef str remedy(self, Py_ssize_t column):
-        if self.head is None:
+        if self.head_steps is None:
             return "repair it or leave it out"
-        if column < self.head.compiled.plan.timed:
+        if column < self.head_steps.compiled.plan.timed:
             return "time is in seconds since 1970"
         return "give NaN for a missing value"
 
     cdef bint all_within(self, const void* x, Py_ssize_t n) noexcept nogil:
         cdef Py_ssize_t width = self.inputs
         cdef bint fine
-        if self.head is not None:
+        if self.head_steps is not None:
             return within_or_missing(
                 <const double*> x, n, <const double*> self.largest, width,
-                self.head.compiled.plan.timed)
+                self.head_steps.compiled.plan.timed)
         if self.typenum == cnp.NPY_FLOAT32:
             fine = all_within(<const float*> x, n, <const float*> self.largest, width)
             return fine and (not self.vocabulary or all_whole(<const float*> x, n))
@@ -315,19 +318,19 @@ cdef class EngineCore:
                 return False
             if numbers is None:
                 memcpy(self.arena.row(row), self.arena.initial, self.arena.row_bytes)
-            elif self.head is None:
+            elif self.head_steps is None:
                 memcpy(self.arena.row(row), cnp.PyArray_DATA(numbers), self.arena.row_bytes)
             else:
-                self.head.write_row(
+                self.head_steps.write_row(
                     self.arena.row(row), <const double*> cnp.PyArray_DATA(numbers))
             self.arena.seq[row] = seq if seq >= 0 else self.arena.seq[row] + 1
             return True
 
     cdef inline void copy_out(self, const char* row, void* numbers) noexcept:
-        if self.head is None:
+        if self.head_steps is None:
             memcpy(numbers, row, self.arena.row_bytes)
         else:
-            self.head.read_row(row, <double*> numbers)
+            self.head_steps.read_row(row, <double*> numbers)
 
     def _close_core(self):
         """Refuse all further work and give the state back to the system."""
@@ -344,27 +347,34 @@ cdef class EngineCore:
     ) except -2:
         """x [n, steps, inputs] -> y [n, steps, outputs]; -1, or who is not owned any more."""
         self.check_usable()
-        cdef Py_ssize_t macs = n * steps * self.network.macs
+        cdef Py_ssize_t macs = n * steps * self.network.macs, done = -1
         if macs <= RELEASE_MACS and not self.away:
             # Nobody else gets in while the GIL is held: the lock would only cost.
-            return self.apply_owned(rows, epochs, n, steps, x, y, False)
-        if macs > LONG_CALL_MACS and not self.network.plan.kernel:
+            done = self.apply_owned(rows, epochs, n, steps, x, y, False)
+        elif macs > LONG_CALL_MACS and not self.network.plan.kernel:
             with self.long_call(), self.lock:
-                return self.apply_owned(rows, epochs, n, steps, x, y, True)
-        with self.lock:
-            return self.apply_owned(rows, epochs, n, steps, x, y, macs > RELEASE_MACS)
+                done = self.apply_owned(rows, epochs, n, steps, x, y, True)
+        else:
+            with self.lock:
+                done = self.apply_owned(rows, epochs, n, steps, x, y, macs > RELEASE_MACS)
+        if done <= REFUSED:
+            self.raise_refusal(REFUSED - done, <const double*> x)
+        return done
 
     cdef Py_ssize_t apply_owned(
         self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
         const void* x, void* y, bint release,
     ) except -2:
+        """As apply; REFUSED - i where a policy refuses event i."""
         cdef Py_ssize_t i = self.find_rows(rows, epochs, n)
         if i >= 0:
             return i
-        if self.head is not None:
-            self.head.reserve(n)
-            if self.head.refuses:
-                self.check_policies(n, steps, <const double*> x)
+        if self.head_steps is not None:
+            self.head_steps.reserve(n)
+            if self.head_steps.refuses:
+                i = self.head_steps.first_refused(self.rows, n, steps, <const double*> x)
+                if i >= 0:
+                    return REFUSED - i
         if release:
             self.away = True
             with nogil:
@@ -403,16 +413,14 @@ cdef class EngineCore:
         self, Py_ssize_t n, Py_ssize_t steps, const void* x, void* y,
     ) noexcept nogil:
         """x through the sessions of find_rows."""
-        if self.head is None:
+        if self.head_steps is None:
             self.threads.run(self.rows, n, steps, x, y)
         else:
-            self.head.run(self.rows, n, steps, <const double*> x, <double*> y)
+            self.head_steps.run(self.rows, n, steps, <const double*> x, <double*> y)
 
-    cdef int check_policies(self, Py_ssize_t n, Py_ssize_t steps, const double* x) except -1:
-        cdef Py_ssize_t at = self.head.first_refused(self.rows, n, steps, x)
-        if at >= 0:
-            raise self.refusal(at, [x[at * self.inputs + j] for j in range(self.inputs)])
-        return 0
+    cdef int raise_refusal(self, Py_ssize_t at, const double* x) except -1:
+        self.head_steps.compiled.refused += 1
+        raise self.refusal(at, [x[at * self.inputs + j] for j in range(self.inputs)])
 
     # -- forecasts --------------------------------------------------------------------
 
@@ -421,35 +429,40 @@ cdef class EngineCore:
     ):
         """[n, steps, quantiles], or who is not owned any more."""
         self.check_usable()
-        cdef Py_ssize_t ahead = self.check_ahead(steps)
+        cdef Py_ssize_t ahead = self.check_ahead(steps), lost = -1
+        # No Python from here to the last copy: other threads would step meanwhile.
+        cdef cnp.ndarray copies = aligned((n, self.arena.stride // sizeof(float)))
+        cdef cnp.ndarray out = np.empty((n, ahead, self.head_steps.compiled.plan.quantiles))
+        cdef char* at = cnp.PyArray_BYTES(copies)
+        cdef double* to = <double*> cnp.PyArray_DATA(out)
         if self.network.plan.kernel:
             with self.lock:
-                return self.forecast_owned(rows, epochs, n, ahead)
-        with self.long_call(), self.lock:
-            return self.forecast_owned(rows, epochs, n, ahead)
+                lost = self.forecast_owned(rows, epochs, n, ahead, at, to)
+        else:
+            with self.long_call(), self.lock:
+                lost = self.forecast_owned(rows, epochs, n, ahead, at, to)
+        return out if lost < 0 else lost
 
-    cdef object forecast_owned(
+    cdef Py_ssize_t forecast_owned(
         self, const uint32_t* rows, const uint32_t* epochs, Py_ssize_t n, Py_ssize_t steps,
-    ):
+        char* copies, double* out,
+    ) except -2:
         cdef Py_ssize_t i = self.find_rows(rows, epochs, n)
-        cdef Py_ssize_t width = self.arena.stride  # whole cache lines
         if i >= 0:
             return i
-        cdef cnp.ndarray copies = aligned((n, width // sizeof(float)))
-        cdef cnp.ndarray out = np.empty((n, steps, self.head.compiled.plan.quantiles))
-        cdef double* to = <double*> cnp.PyArray_DATA(out)
-        self.head.reserve(n)
+        self.head_steps.reserve(n)
         for i in range(n):
-            memcpy(cnp.PyArray_BYTES(copies) + i * width, self.rows[i], self.arena.row_bytes)
-            self.rows[i] = cnp.PyArray_BYTES(copies) + i * width
+            memcpy(copies, self.rows[i], self.arena.row_bytes)
+            self.rows[i] = copies
+            copies += self.arena.stride  # whole cache lines
         self.away = True
         with nogil:
-            self.head.forecast(self.rows, n, steps, to)
+            self.head_steps.forecast(self.rows, n, steps, out)
         self.away = False
-        return out
+        return -1
 
     def _totals(self):
-        return {} if self.head is None else self.head.compiled.totals()
+        return {} if self.head_steps is None else self.head_steps.compiled.totals()
 
     @property
     def state_bytes(self):
@@ -683,24 +696,26 @@ cdef class Group:
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
 
     def refusals(self, X):
-        """Which of the readings X [n, inputs] a policy of the head would refuse, and why:
-        {index: InputError}. Raises as step(), but for those."""
+        """Which of the readings X [n, inputs] a policy of the head refuses, and why:
+        {index: InputError}; they count as refused. Raises as step(), but for those."""
         cdef EngineCore engine = self.engine
+        cdef Py_ssize_t i, k
         engine.check_usable()
-        if engine.head is None or not engine.head.refuses:
+        if engine.head_steps is None or not engine.head_steps.refuses:
             return {}
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef const double* x = <const double*> cnp.PyArray_DATA(events)
+        cdef unsigned char[::1] refused = np.zeros(max(self.n, 1), np.uint8)
         self.check_count(events)
-        found = []
         with engine.lock:
             i = engine.find_rows(self.rows, self.epochs, self.n)
-            if i < 0:
-                found = [k for k in range(self.n)
-                         if engine.head.first_refused(
-                             engine.rows + k, 1, 1, x + k * engine.inputs) == 0]
+            for k in range(self.n if i < 0 else 0):
+                refused[k] = engine.head_steps.first_refused(
+                    engine.rows + k, 1, 1, x + k * engine.inputs) == 0
         if i >= 0:
             self.raise_lost(i)
+        found = np.flatnonzero(refused).tolist()
+        engine.head_steps.compiled.refused += len(found)
         return {k: engine.refusal(k, events[k].tolist()) for k in found}
 
     def run(self, X):

@@ -5,12 +5,13 @@ from cython cimport floating
 # [horizon, quantiles] and the last a of the others. SEEN 0: nothing of it means anything yet.
 cdef enum:
     SEEN            # steps since the start, filled ones too
-    TIME            # of the last step, s
+    TIME            # of the last step, on the grid, s
+    READ            # of the last reading that made one, s
     Z, A            # last value, scaled
     SCORED          # readings scored
     LEVEL, DRIFT
     VALUE_LOW, VALUE_HIGH, LEVEL_LOW, LEVEL_HIGH, DRIFT_LOW, DRIFT_HIGH
-    PEAK, AGE       # worst score held, and for how many steps
+    PEAK, AGE       # the score to exceed, and for how many steps
     LATE_RUN        # late readings dropped in a row
     COUNTS          # and from here on the counters
     UNCHANGED = COUNTS + 8
@@ -30,7 +31,7 @@ cdef enum:                              # status; above 0 also the place of its 
     WAS_STEPPED, WAS_HELD, WAS_PREDICTED, WAS_SKIPPED, WAS_REPEATED, WAS_LATE, WAS_EARLY
 
 
-# All that a thread without the GIL needs of a Head. Read only.
+# All that a thread without the GIL needs of a Head. Read only, but for totals.
 ctypedef struct Plan:
     Py_ssize_t others, horizon, quantiles, cycles
     Py_ssize_t readings, outputs            # widths of an event and of its answer
@@ -44,7 +45,7 @@ ctypedef struct Plan:
     double* period_s                        # [cycles]
     double* offset_s
     double* totals                          # of all sessions [COUNTERS]
-    double forget, g_min, weight, half, hold, fill_max, late_max, largest_a, alert
+    double forget, g_min, weight, half, quiet, fill_max, late_max, largest_a, alert, pull
 
 
 # What one reading makes a session do.
@@ -54,7 +55,7 @@ ctypedef struct Take:
     Py_ssize_t done
     int status
     bint observed       # the last step is of a value, not of a guess
-    double ahead        # grid steps since the last step, those filled left out
+    double grid_steps   # since the last step, those filled left out; 0: its own time counts
     double log_gap
     double score
     int reason
@@ -64,6 +65,7 @@ cdef class CompiledHead:
     cdef Plan plan
     cdef readonly Py_ssize_t state_size
     cdef readonly object largest            # of a reading's columns [readings], float64
+    cdef Py_ssize_t refused                 # readings, by a policy
     cdef list owned
 
     cdef double* own(self, numbers) except NULL

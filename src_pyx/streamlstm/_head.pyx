@@ -46,9 +46,10 @@ cdef class CompiledHead:
         p.period_s = self.own([constants.CYCLES[c][0] for c in head.calendar])
         p.offset_s = self.own([constants.CYCLES[c][1] for c in head.calendar])
         p.forget, p.g_min = constants.FORGET, 1 / constants.SMOOTHING
-        p.weight, p.half, p.hold = constants.FORECAST_WEIGHT, constants.HALF, constants.HOLD
+        p.weight, p.half, p.quiet = constants.FORECAST_WEIGHT, constants.HALF, constants.QUIET
         p.fill_max, p.late_max = constants.FILL_MAX, constants.LATE_MAX
         p.largest_a, p.alert = constants.LARGEST_A, constants.ALERT
+        p.pull = constants.PULL
         self.state_size = FIXED + p.network_outputs + p.others
         p.totals = self.own(np.zeros(COUNTERS))
         assert COUNTERS + 1 == len(constants.COUNTERS)
@@ -59,7 +60,8 @@ cdef class CompiledHead:
 
     def totals(self):
         """What all sessions counted together, by name."""
-        return {constants.COUNTERS[k]: int(self.plan.totals[k]) for k in range(COUNTERS)}
+        counts = {constants.COUNTERS[k]: int(self.plan.totals[k]) for k in range(COUNTERS)}
+        return counts | {"refused": self.refused}
 
     cdef double* own(self, numbers) except NULL:
         array = np.array([*numbers, 0.0])  # never empty
@@ -96,29 +98,38 @@ cdef inline void count(const Plan* p, double* s, int what) noexcept nogil:
     p.totals[what] += 1
 
 
-cdef inline double held(const Plan* p, double a) noexcept nogil:
+cdef inline double clamped(const Plan* p, double a) noexcept nogil:
     return larger(-p.largest_a, smaller(a, p.largest_a))
 
 
 cdef inline double median(const Plan* p, const double* s, Py_ssize_t k) noexcept nogil:
     """The a that the last step forecasts for k + 1 steps after it."""
-    return held(p, s[A] + s[FIXED + k * p.quantiles + p.quantiles // 2])
+    return clamped(p, s[A] + s[FIXED + k * p.quantiles + p.quantiles // 2])
 
 
 cdef int place(
-    const Plan* p, double last_s, double time_s, double* grid_steps, double* log_gap,
+    const Plan* p, double last_s, double read_s, double time_s, double* grid_steps, double* log_gap,
 ) noexcept nogil:
-    """Where a reading stands after the last step: WAS_STEPPED, or how it is late."""
-    cdef double gap_s = time_s - last_s, steps = gap_s / p.step_s
+    """Where a reading stands after the last step and reading: WAS_STEPPED, or how it is late."""
+    cdef double steps = (time_s - last_s) / p.step_s
     grid_steps[0], log_gap[0] = 1, 0
+    if time_s <= read_s:
+        return WAS_LATE if time_s < read_s else WAS_REPEATED
     if p.gaps:
-        if gap_s > 0:
-            log_gap[0] = larger(-7, smaller(log(steps), 14))
-            return WAS_STEPPED
-    elif steps >= 0.5:
-        grid_steps[0] = floor(steps + 0.5)
+        log_gap[0] = larger(-7, smaller(log(steps), 14))
         return WAS_STEPPED
-    return WAS_LATE if gap_s < 0 else WAS_REPEATED if gap_s == 0 else WAS_EARLY
+    grid_steps[0] = floor(steps + 0.5)
+    return WAS_STEPPED if grid_steps[0] >= 1 else WAS_EARLY
+
+
+cdef inline double moved_to(
+    const Plan* p, double last_s, double time_s, double grid_steps,
+) noexcept nogil:
+    """The time of the step that a reading of time_s makes, which the next is measured from."""
+    cdef double on_grid = last_s + grid_steps * p.step_s
+    if p.gaps or grid_steps == 0:
+        return time_s
+    return on_grid + p.pull * (time_s - on_grid)  # a clock that drifts is followed
 
 
 cdef bint any_nan(const double* x, Py_ssize_t n) noexcept nogil:
@@ -138,17 +149,18 @@ cdef Py_ssize_t first_refused(
     const Plan* p, const double* s, const double* x, Py_ssize_t steps,
 ) noexcept nogil:
     """Index of the first of x [steps, readings] that a policy refuses, -1: none. Reads only."""
-    cdef double last_s = s[TIME], grid, log_gap
+    cdef double last_s = s[TIME], read_s = s[READ], grid, log_gap
     cdef bint seen = s[SEEN] > 0
     cdef Py_ssize_t t
     for t in range(steps):
         if p.missing == REJECT and lacks(p, x):
             return t
         if p.late == LATE_REJECT and p.timed:
-            if seen and place(p, last_s, x[0], &grid, &log_gap) != WAS_STEPPED:
+            grid = 0
+            if seen and place(p, last_s, read_s, x[0], &grid, &log_gap) != WAS_STEPPED:
                 return t
             if not lacks(p, x) or (seen and p.missing >= HOLD):
-                last_s, seen = x[0], True
+                last_s, read_s, seen = moved_to(p, last_s, x[0], grid), x[0], True
         x += p.readings
     return -1
 
@@ -157,19 +169,18 @@ cdef void begin(const Plan* p, double* s, const double* x, Take* take) noexcept 
     """What a reading x [readings] makes the session do."""
     cdef bint seen = s[SEEN] > 0
     cdef int where = WAS_STEPPED
-    cdef double grid = 1
     take.x, take.passes, take.done, take.observed = x, 0, 0, False
-    take.ahead, take.log_gap, take.score, take.reason = 1, 0, 0, 0
+    take.grid_steps, take.log_gap, take.score, take.reason = seen, 0, 0, 0
+    take.status = WAS_STEPPED
     if p.timed and seen:
-        where = place(p, s[TIME], x[0], &grid, &take.log_gap)
+        where = place(p, s[TIME], s[READ], x[0], &take.grid_steps, &take.log_gap)
         if where != WAS_STEPPED:
             count(p, s, where)
-            if p.late == LATE_DROP and s[LATE_RUN] < p.late_max:
-                s[LATE_RUN] += 1
+            if p.late == LATE_DROP and not (where == WAS_LATE and s[LATE_RUN] >= p.late_max):
+                s[LATE_RUN] += where == WAS_LATE
                 take.status = where
                 return
-    s[LATE_RUN] = 0
-    take.status = WAS_STEPPED
+            take.grid_steps = 0  # the grid begins anew
     if any_nan(x + p.timed, 1 + p.others):
         count(p, s, MISSING)
     if lacks(p, x):
@@ -178,14 +189,14 @@ cdef void begin(const Plan* p, double* s, const double* x, Take* take) noexcept 
             take.status = WAS_SKIPPED
             return
         take.status = WAS_HELD if p.missing == HOLD else WAS_PREDICTED
+    s[LATE_RUN] = 0
     take.observed = take.status == WAS_STEPPED
     take.passes = 1
-    if grid > 1:
+    if take.grid_steps > 1:
         count(p, s, GAPS)
-        if p.missing >= HOLD and grid - 1 <= p.fill_max:
-            take.passes = <Py_ssize_t> grid
-        else:
-            take.ahead = grid
+        if p.missing >= HOLD and take.grid_steps - 1 <= p.fill_max:
+            take.passes = <Py_ssize_t> take.grid_steps
+            take.grid_steps = 1
     elif p.gaps and take.log_gap > 0.4054651081081644:  # log 1.5: nearer to two steps than to one
         count(p, s, GAPS)
 
@@ -196,7 +207,10 @@ cdef void feed(const Plan* p, double* s, Take* take, floating* x) noexcept nogil
     cdef double a, z
     cdef Py_ssize_t j
     if p.timed:
-        s[TIME] = take.x[0] if last else s[TIME] + p.step_s
+        if last:
+            s[TIME], s[READ] = moved_to(p, s[TIME], take.x[0], take.grid_steps), take.x[0]
+        else:
+            s[TIME] += p.step_s
     if last and take.observed:
         z = (take.x[p.timed] - p.mean[0]) * p.scale[0]
         a = asinh(z)
@@ -207,7 +221,7 @@ cdef void feed(const Plan* p, double* s, Take* take, floating* x) noexcept nogil
         a = median(p, s, 0)
         count(p, s, PREDICTED)
     else:
-        a = held(p, s[A])
+        a = clamped(p, s[A])
         count(p, s, HELD)
     if last:
         for j in range(p.others):
@@ -223,10 +237,10 @@ cdef void inputs(const Plan* p, double* s, double a, double log_gap, floating* x
     cdef double phase
     cdef Py_ssize_t j
     x[0] = <floating> a
-    x[1] = <floating> (a - held(p, s[A])) if s[SEEN] > 0 else 0
+    x[1] = <floating> (a - clamped(p, s[A])) if s[SEEN] > 0 else 0
     x += 2
     for j in range(p.others):
-        x[j] = <floating> held(p, s[FIXED + p.network_outputs + j])
+        x[j] = <floating> clamped(p, s[FIXED + p.network_outputs + j])
     x += p.others
     for j in range(p.cycles):
         phase = (s[TIME] + p.offset_s[j]) / p.period_s[j]
@@ -244,7 +258,7 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
     cdef Py_ssize_t k
     cdef double[3] statistics
     if s[SEEN] > 0:
-        f = median(p, s, <Py_ssize_t> smaller(take.ahead, p.horizon) - 1)
+        f = median(p, s, <Py_ssize_t> larger(1, smaller(take.grid_steps, p.horizon)) - 1)
     g = larger(p.g_min, 1 / (larger(s[SCORED], 0) + 1))
     s[LEVEL] += g * (a - s[LEVEL])
     s[DRIFT] += g * (a - f - s[DRIFT])
@@ -268,7 +282,7 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
         s[VALUE_HIGH + 2 * k] = high - p.forget * (high - x)
     s[SCORED] += 1
     s[AGE] += 1
-    if s[AGE] > p.hold:
+    if s[AGE] > p.quiet:
         s[PEAK] = 0
     if worst > s[PEAK]:
         # Held back so that it stays a number that restore() takes.
@@ -301,7 +315,7 @@ cdef void answer(const Plan* p, const double* s, const Take* take, double* y) no
     cdef Py_ssize_t j
     cdef bint warming = s[SEEN] <= p.warm_up
     for j in range(p.quantiles):
-        y[j] = held(p, s[A] + s[FIXED + j])
+        y[j] = clamped(p, s[A] + s[FIXED + j])
     in_units(p, y, p.quantiles)
     y += p.quantiles
     y[0] = take.score
@@ -337,14 +351,14 @@ cdef void ahead(
     cdef const double* o = s + FIXED + min(k, p.horizon - 1) * q
     cdef double middle, own, before
     for j in range(q):
-        out[j] = held(p, s[A] + o[j])
+        out[j] = clamped(p, s[A] + o[j])
     if fed <= 0:
         return
     middle = out[q // 2]
     f += (fed - 1) * q
     for j in range(q):
         own, before = out[j] - middle, f[j] - f[q // 2]
-        out[j] = held(p, middle + copysign(sqrt(own * own + before * before), j - q // 2))
+        out[j] = clamped(p, middle + copysign(sqrt(own * own + before * before), j - q // 2))
 
 
 def unroll(head, readings):
@@ -367,20 +381,20 @@ def unroll(head, readings):
     cdef double[::1] x = np.zeros(p.network_inputs)
     cdef Take take
     cdef Py_ssize_t t
-    cdef int64_t place = -1
-    steps, rows, places = [], [], []
+    cdef int64_t at = -1
+    steps, rows, positions = [], [], []
     for t in range(X.shape[0]):
         if first_refused(p, &s[0], &X[t, 0], 1) == 0:
             continue
         begin(p, &s[0], &X[t, 0], &take)
-        place += <int64_t> take.ahead - 1 if take.passes else 0
+        at += <int64_t> larger(take.grid_steps, 1) - 1 if take.passes else 0
         while take.done < take.passes:
             feed(p, &s[0], &take, &x[0])
-            place += 1
+            at += 1
             steps.append(np.asarray(x).copy())
             rows.append(t if take.done == take.passes else -1)
-            places.append(place)
+            positions.append(at)
     return (
         np.array(steps).reshape(-1, p.network_inputs),
-        np.array(rows, np.int64), np.array(places, np.int64),
+        np.array(rows, np.int64), np.array(positions, np.int64),
     )
