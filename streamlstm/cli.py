@@ -128,9 +128,7 @@ def _add_train(commands: Any) -> None:
         metavar="N",
         help="units of the LSTM (default: %(default)s)",
     )
-    train.add_argument(
-        "--seed", type=_natural, default=0, metavar="N", help="(default: %(default)s)"
-    )
+    train.add_argument("--seed", type=_seed, default=0, metavar="N", help="(default: %(default)s)")
     train.add_argument("--name", metavar="NAME", help="the model's name (default: MODEL's)")
 
 
@@ -430,6 +428,13 @@ def _natural(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text}")
 
 
+def _seed(text: str) -> int:
+    """PyTorch's seeds."""
+    if _natural(text) < 2**64:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be below 2**64, got {text}")
+
+
 def _positive_float(text: str) -> float:
     with suppress(ValueError):
         value = float(text)
@@ -591,11 +596,20 @@ class _Progress:
 
 
 def _train(args: argparse.Namespace) -> int:
-    if args.out == args.csv:
+    if args.out in ("", "-"):
+        return _wrong_usage("train: -o needs the name of a file to write the model to")
+    if _same(args.out, args.csv):
         return _wrong_usage("train: -o is CSV itself; write the model elsewhere")
     from streamlstm import train_command  # noqa: PLC0415
 
     return train_command.run(args)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names are of one file, be it there or not."""
+    with suppress(OSError):
+        return Path(one).samefile(other)
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _detect(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -19,6 +20,7 @@ from streamlstm.errors import InputError
 from streamlstm.head import LARGEST_TIME_S
 
 MISSING: Final = ("", "nan", "na", "n/a", "null", "none")  # cells without a value, in any case
+NAMES_SHOWN: Final = 10  # of a header, in a sentence
 
 
 @dataclass(frozen=True)
@@ -61,26 +63,48 @@ def table(source: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 def rows(source: Iterable[str], columns: Columns) -> Iterator[tuple[int, list[str]]]:
     """(line number, the columns' cells) of each row that is not empty; finds out about a header.
 
-    Raises InputError where the header lacks a column, or the text is no CSV.
+    Cells beyond the header follow them, for event() to refuse. Raises InputError where the header
+    lacks a column or has it twice, or the text is no CSV.
     """
-    places: list[int] | None = None
+    at: list[int] | None = None
+    width = None
     for line, row in table(source):
-        if places is None:
-            header = not all(_is_data(cell, columns) for cell in row)
-            places = _places(row, columns.names) if header else list(range(len(columns.names)))
-            if header:
+        if at is None:
+            if not all(_is_data(cell, columns) for cell in row):
+                at, width = places(row, columns.names, "the model's input(s)"), len(row)
                 continue
-        yield line, [row[i] if i < len(row) else "" for i in places]
+            at = list(range(len(columns.names)))
+        yield line, cells_at(row, at, width)
 
 
-def _places(header: list[str], inputs: Sequence[str]) -> list[int]:
+def places(header: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:
+    """Where in a header the wanted columns stand. Raises InputError, which calls them `what`."""
     names = [cell.strip() for cell in header]
-    missing = [name for name in inputs if name not in names]
-    if missing:
+    absent = [name for name in wanted if name not in names]
+    if absent and any(re.search("[\0\udc80-\udcff]", name) for name in names):
         raise InputError(
-            f"the header lacks the model's input(s) {', '.join(missing)}; it has {', '.join(names)}"
+            f"the header lacks {what} {', '.join(absent)}, and it is not UTF-8; "
+            "save the file as CSV in UTF-8"
         )
-    return [names.index(name) for name in inputs]
+    if absent:
+        shown = [name if len(name) <= 40 else f"{name[:40]}..." for name in names[:NAMES_SHOWN]]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        raise InputError(
+            f"the header lacks {what} {', '.join(absent)}; it has {', '.join(shown)}{more}"
+        )
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{names.count(twice[0])} columns are called {twice[0]}; rename them")
+    again = [name for name in wanted if wanted.count(name) > 1]
+    if again:
+        raise InputError(f"column {again[0]} is asked for twice; each has one use")
+    return [names.index(name) for name in wanted]
+
+
+def cells_at(row: Sequence[str], at: Sequence[int], width: int | None) -> list[str]:
+    """The cells at these places, "" where a row is short, and those beyond a header so wide."""
+    beyond = () if width is None else row[width:]
+    return [row[k] if k < len(row) else "" for k in at] + [cell for cell in beyond if cell.strip()]
 
 
 def _is_data(cell: str, columns: Columns) -> bool:
@@ -99,27 +123,41 @@ def is_time(text: str) -> bool:
 
 def is_number(text: str) -> bool:
     try:
-        float(text)
+        _float(text)
     except ValueError:
         return False
     return True
+
+
+def _float(text: str) -> float:
+    """float(), which takes more than people mean: "1_000", and digits of other scripts."""
+    text = text.strip()
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def seconds(text: str) -> float:
     """A time as seconds since 1970 UTC, from ISO 8601 or from such a number.
 
     "2014-02-14 14:30:00", "2014-02-14T14:30Z", "2014-02-14"; without an offset it counts as UTC.
+    Eight digits that are a date from 1900 to 2099 (20140214) are that date, not seconds.
     Raises ValueError, which tells what was expected.
     """
     text = text.strip()
+    if re.fullmatch("(19|20)[0-9]{6}", text):
+        with suppress(ValueError):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     try:
-        number = float(text)
+        number = _float(text)
     except ValueError:
         try:
             time = datetime.fromisoformat(text)
         except ValueError:
             raise ValueError("expected a time like 2014-02-14 14:30:00") from None
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    if LARGEST_TIME_S < abs(number) <= 1e3 * LARGEST_TIME_S:
+        raise ValueError("expected seconds since 1970; divide milliseconds by 1000")
     if not abs(number) <= LARGEST_TIME_S:
         raise ValueError("expected a time like 2014-02-14 14:30:00, or seconds since 1970")
     return number
@@ -127,6 +165,11 @@ def seconds(text: str) -> float:
 
 def event(cells: Sequence[str], columns: Columns) -> list[float]:
     """The numbers in one row's cells. Raises InputError."""
+    if len(cells) > len(columns.names):
+        raise InputError(
+            f"the row has {len(cells) - len(columns.names)} cell(s) more than the header; "
+            "write decimal points, and quote text that has commas"
+        )
     return [
         _time(cell, name) if name == columns.time else _number(cell, name, columns.gaps)
         for cell, name in zip(cells, columns.names, strict=True)
@@ -144,8 +187,8 @@ def _number(cell: str, name: str, gaps: bool) -> float:
     text = cell.strip()
     if gaps and text.lower() in MISSING:
         return math.nan
-    if is_number(text) and not math.isinf(float(text)):
-        return float(text)
+    if is_number(text) and not math.isinf(_float(text)):
+        return _float(text)
     comma = " with a decimal point" if re.fullmatch(r"[-+]?[\d.]*,\d+", text) else ""
     raise InputError(f"column {name} holds {cell!r}, expected a number{comma}")
 

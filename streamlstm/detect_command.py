@@ -130,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (out, args.plot, args.save_model):
         if path is not None and not (folder := Path(path).absolute().parent).is_dir():
             raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
+    if args.save_model is not None:
+        train_command.check_writable(args.save_model)
     plot = None if args.plot is None else _plot()
     trained: dict[str, int] = {}
     model = load(args.model) if args.model is not None else _train(args, trained)
@@ -266,8 +268,10 @@ def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
     )
     progress = train_command.ProgressLine()
     name = Path(args.save_model or args.csv).stem
-    done = training.train(series, head, name=name, unseen=0.0, progress=progress)
-    progress.end()
+    try:
+        done = training.train(series, head, name=name, unseen=0.0, progress=progress)
+    finally:
+        progress.end()
     model: Model = done.model
     return model
 

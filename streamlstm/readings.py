@@ -11,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import csv_events
-from streamlstm.csv_events import seconds
 from streamlstm.errors import InputError
-
-__all__ = ["Series", "read", "seconds"]
 
 Array = NDArray[Any]
 
@@ -27,7 +24,7 @@ class Series:
 
     times: seconds since 1970 UTC, float64 [T], None where there is no time; `time` is the name of
     their column. values: the column to forecast, then the others, float64 [T, 1 + others], NaN
-    where there is no value. lines: of the file, int64 [T].
+    where there is no value. lines: of `file`, int64 [T].
     """
 
     name: str
@@ -35,6 +32,7 @@ class Series:
     values: Array
     lines: Array
     time: str | None = None
+    file: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -68,45 +66,32 @@ def read(
         table = csv_events.table(source)
         try:
             _, header = next(table, (0, []))
-            names = [cell.strip() for cell in header]
             first = next(table, None)
             if first is None:
                 raise InputError("there are no rows below a header")
-            wanted = (target, *others, *(name for name in (time, series) if name is not None))
-            at = _places(names, wanted)
-            if time is None and (time := _time_column(names, first[1], wanted)) is not None:
-                at |= _places(names, (time,))
+            wanted = [target, *others, *(name for name in (time, series) if name is not None)]
+            csv_events.places(header, wanted, "column")
+            if time is None:
+                time = _time_column([cell.strip() for cell in header], first[1], wanted)
+            inputs = [target, *others] if time is None else [time, target, *others]
+            # Which sensor a row is of stands before its numbers.
+            at = csv_events.places(
+                header, inputs if series is None else [series, *inputs], "column"
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        inputs = (target, *others) if time is None else (time, target, *others)
         columns = csv_events.Columns(inputs, time, gaps=True)
         found: dict[str, list[tuple[int, list[float]]]] = {}
         line = 0
         try:
             for line, row in chain([first], table):
-                cells = {name: row[k] if k < len(row) else "" for name, k in at.items()}
-                whose = target if series is None else cells[series].strip()
-                event = csv_events.event([cells[name] for name in inputs], columns)
-                found.setdefault(whose, []).append((line, event))
+                cells = csv_events.cells_at(row, at, len(header))
+                whose = target if series is None else cells.pop(0).strip()
+                found.setdefault(whose, []).append((line, csv_events.event(cells, columns)))
         except InputError as error:
             where = "" if str(error).startswith("line ") else f"line {line}: "
             raise InputError(f"{path}, {where}{error}") from None
-    return [_series(name, time, rows) for name, rows in found.items()]
-
-
-def _places(names: list[str], wanted: Sequence[str]) -> dict[str, int]:
-    """Where the wanted columns stand. Raises InputError."""
-    absent = [name for name in wanted if name not in names]
-    if absent:
-        there = ", ".join(names)
-        raise InputError(f"there is no column {', '.join(absent)}; the header has {there}")
-    twice = [name for name in wanted if names.count(name) > 1]
-    if twice:
-        raise InputError(f"{names.count(twice[0])} columns are called {twice[0]}; rename them")
-    again = [name for name in wanted if wanted.count(name) > 1]
-    if again:
-        raise InputError(f"column {again[0]} is asked for twice; each has one use")
-    return {name: names.index(name) for name in wanted}
+    return [_series(name, time, rows, path) for name, rows in found.items()]
 
 
 def _time_column(names: list[str], first: list[str], taken: Sequence[str]) -> str | None:
@@ -122,9 +107,9 @@ def _time_column(names: list[str], first: list[str], taken: Sequence[str]) -> st
     return None
 
 
-def _series(name: str, time: str | None, rows: list[tuple[int, list[float]]]) -> Series:
+def _series(name: str, time: str | None, rows: list[tuple[int, list[float]]], file: str) -> Series:
     lines = np.array([line for line, _ in rows], dtype=np.int64)
     events = np.array([numbers for _, numbers in rows], dtype=np.float64)
     if time is None:
-        return Series(name, None, events, lines)
-    return Series(name, events[:, 0].copy(), events[:, 1:].copy(), lines, time)
+        return Series(name, None, events, lines, file=file)
+    return Series(name, events[:, 0].copy(), events[:, 1:].copy(), lines, time, file)

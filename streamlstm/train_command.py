@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from streamlstm.head import Head
 if TYPE_CHECKING:
     from streamlstm.training import Errors, Progress, Trained
 
+SMALL: Final = 1e-3  # of an error, as a share of the target's std
 EVERY_S: Final = 10.0  # between lines of progress that nobody overwrites
 COUNTED: Final = {
     "missing": "without a value",
@@ -31,9 +33,7 @@ COUNTED: Final = {
 
 def run(args: argparse.Namespace) -> int:
     """Train a model of a file's series and write it. Raises StreamLSTMError, OSError."""
-    folder = Path(args.out).absolute().parent
-    if not folder.is_dir():  # training may take a while
-        raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
+    check_writable(args.out)
     training = training_of_torch()
     series = readings.read(
         args.csv, args.target, time=args.time, others=args.others, series=args.series
@@ -49,19 +49,35 @@ def run(args: argparse.Namespace) -> int:
         late=args.late,
     )
     progress = ProgressLine()
-    trained = training.train(
-        series,
-        head,
-        hidden=args.hidden,
-        seed=args.seed,
-        name=args.name or Path(args.out).stem,
-        progress=progress,
-    )
-    progress.end()
+    try:
+        trained = training.train(
+            series,
+            head,
+            hidden=args.hidden,
+            seed=args.seed,
+            name=args.name or Path(args.out).stem,
+            progress=progress,
+        )
+    finally:
+        progress.end()
     trained.model.save(args.out)
     _show(trained, len(series), head)
     _say("written", args.out)
     return 0
+
+
+def check_writable(path: str) -> None:
+    """Raise OSError where a model can't be written: training may take a while before it is."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
+    if Path(path).exists() and not Path(path).is_file():
+        raise FileExistsError(f"{path} can't be written: it is there, and no file; name a file")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{path} can't be written: {error.strerror}") from None
 
 
 class ProgressLine:
@@ -113,11 +129,21 @@ def _show(trained: Trained, series: int, head: Head) -> None:
     found = [text for text in found if not text.startswith("0 ")]
     if found:
         _say("of these", ", ".join(found))
+    if trained.empty:
+        some = ", ".join(trained.empty[:5]) + (", ..." if len(trained.empty) > 5 else "")
+        _say("left out", f"{len(trained.empty):,} series without a value: {some}")
     _say("calendar", ", ".join(head.calendar) or "none")
-    _say(
-        "forecasts", f"mean absolute errors in {trained.unseen:,} steps that training has not seen"
-    )
-    _table(_some(trained.errors), head)
+    unseen = f"{trained.unseen:,} rows that training has not seen"
+    shown = _some(trained.errors)
+    if any(e.rows for e in shown):
+        _say("forecasts", f"mean absolute errors in {unseen}")
+        _table(shown, head)
+    else:
+        _say("forecasts", f"not tried: nothing is known to compare with in {unseen}")
+    for rival, steps in _better(shown, head).items():
+        at = f"{', '.join(map(str, steps))} step{'s' if steps[-1] > 1 else ''}"
+        shorter = ", or a shorter horizon" if head.horizon > 1 else ""
+        _say("note", f"at {at} it is worse than the {rival}: use more data{shorter}")
     _say(
         "proof",
         f"PyTorch: {trained.steps:,} steps, largest difference {trained.difference:.1e} std",
@@ -141,14 +167,24 @@ def _some(errors: tuple[Errors, ...]) -> list[Errors]:
     return [errors[k - 1] for k in sorted({1, *(max(1, last // part) for part in (8, 4, 2)), last})]
 
 
+def _better(errors: Sequence[Errors], head: Head) -> dict[str, list[int]]:
+    """The rivals that forecast better than the model, and how many steps ahead they do."""
+    better: dict[str, list[int]] = {}
+    for e in errors:
+        for name, error in e.rivals.items():
+            if e.model > max(error, SMALL * head.target.std):
+                better.setdefault(name, []).append(e.steps)
+    return better
+
+
 def _table(errors: Sequence[Errors], head: Head) -> None:
     rivals = list(dict.fromkeys(name for e in errors for name in e.rivals))
     low, high = (f"{100 * q:g}" for q in (head.quantiles[0], head.quantiles[-1]))
-    table = [["steps ahead", "model", *rivals, f"within p{low} to p{high}"]]
+    table = [["steps ahead", "rows", "model", *rivals, f"within p{low} to p{high}"]]
     for e in errors:
         others = [_number(e.rivals.get(name, math.nan)) for name in rivals]
         coverage = f"{e.residual.coverage:.0%}" if e.rows else "-"
-        table.append([str(e.steps), _number(e.model), *others, coverage])
+        table.append([str(e.steps), f"{e.rows:,}", _number(e.model), *others, coverage])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

@@ -41,21 +41,29 @@ def csv(tmp_path, monkeypatch):
         ("1970-01-01T00:01:00.25Z", 60.25),
         ("1392388200", 1392388200.0),
         ("-0.5", -0.5),
+        ("19700102", 86_400.0),  # a date
+        ("19709902", 19_709_902.0),
+        ("21000101", 21_000_101.0),
+        ("2014", 2014.0),
     ],
 )
 def test_seconds(text, seconds):
-    assert readings.seconds(text) == seconds
+    assert csv_events.seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "14.02.2014", "02/14/2014 14:30", "nan", "inf"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "14.02.2014", "02/14/2014 14:30", "nan", "inf", "1_000", "\uff11"]
+)
 def test_what_is_no_time(text):
     with pytest.raises(ValueError, match=r"^expected a time like 2014-02-14 14:30:00"):
-        readings.seconds(text)
+        csv_events.seconds(text)
 
 
 def test_milliseconds_are_not_taken_for_seconds():
-    with pytest.raises(ValueError, match=r"or seconds since 1970$"):
-        readings.seconds("1392388200000")
+    with pytest.raises(
+        ValueError, match=r"^expected seconds since 1970; divide milliseconds by 1000$"
+    ):
+        csv_events.seconds("1392388200000")
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -128,11 +136,28 @@ def test_as_programs_write_it(csv, text):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("time,temp\n1,2\n", "rows.csv: there is no column flow; the header has time, temp"),
+        ("time,temp\n1,2\n", "rows.csv: the header lacks column flow; it has time, temp"),
         ("", "rows.csv: there are no rows below a header"),
         ("time,flow\n", "rows.csv: there are no rows below a header"),
         ("flow,time,flow\n1,2,3\n", "rows.csv: 2 columns are called flow; rename them"),
         ("flow\n1\nabc\n", "rows.csv, line 3: column flow holds 'abc', expected a number"),
+        (
+            ",".join(["n" * 50, *"abcdefghijk"]) + "\n1\n",
+            f"rows.csv: the header lacks column flow; it has {'n' * 40}..., a, b, c, d, e, f, g, h,"
+            " i and 2 more",
+        ),
+        (
+            "time,flow\n1,2\n".encode("utf-16"),
+            "rows.csv: the header lacks column flow, and it is not UTF-8; "
+            "save the file as CSV in UTF-8",
+        ),
+        (
+            "time,flow\n2020-01-01,1,\n2020-01-02,10,013\n",
+            "rows.csv, line 3: the row has 1 cell(s) more than the header; "
+            "write decimal points, and quote text that has commas",
+        ),
+        ("flow\n1_000\n", "rows.csv, line 2: column flow holds '1_000', expected a number"),
+        ("flow\n\uff11\n", "rows.csv, line 2: column flow holds '\uff11', expected a number"),
         ("flow\n1\ninf\n", "rows.csv, line 3: column flow holds 'inf', expected a number"),
         (
             "time;flow\n1;2,5\n",
@@ -212,6 +237,22 @@ def test_streaming_a_file_through_a_head(csv, model, capsys):
     )
     np.testing.assert_allclose([float(f) for f in forecasts], [2.5, 2.5, 2.5, 4], rtol=1e-6)
     assert statuses == ("0.0", "1.0", "1.0", "0.0")  # stepped, held
+
+
+def test_rows_wider_than_the_header_in_a_stream(csv, model, capsys):
+    path = csv("time,flow\n60,1,5\n120,2,\n")
+    assert cli.main(["stream", model, path, "--skip-bad"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.split()) == 2  # the header, and line 3
+    assert err == (
+        "streamlstm: line 2: the row has 1 cell(s) more than the header; "
+        "write decimal points, and quote text that has commas; row skipped\n"
+    )
+
+
+def test_a_streams_columns_are_of_one_name(csv, model, capsys):
+    assert cli.main(["stream", model, csv("time,flow,flow\n60,1,5\n")]) == 1
+    assert capsys.readouterr().err == "streamlstm: 2 columns are called flow; rename them\n"
 
 
 def test_a_time_cannot_be_missing_in_a_stream(csv, model, capsys):

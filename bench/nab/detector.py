@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 import streamlstm as sl
 from nab import corpus, scorer
-from streamlstm.readings import Series, seconds
+from streamlstm.csv_events import seconds
+from streamlstm.readings import Series
 
 if TYPE_CHECKING:
     from streamlstm.head import Head

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from streamlstm.model import Model
 from streamlstm.training.history import History
 
 Array = NDArray[Any]
+Rival = Callable[[History, int], Array]  # what it says [S] of the value so many steps later
 
 LAST = "last value"
 SEASONS: Final[dict[str, Cycle]] = {"same time yesterday": "day", "same time last week": "week"}
@@ -29,7 +31,8 @@ class Errors:
     """Forecasts `steps` ahead of the median against what came.
 
     rows: how many. model, rivals: mean absolute errors in the target's unit on the same rows, those
-    of which all is known. residual: of all rows whose value came, whatever the rivals know.
+    of which all is known. residual: of all rows whose value came, whatever the rivals know; NaN
+    where none came.
     """
 
     steps: int
@@ -63,39 +66,28 @@ def streamed(model: Model, history: History) -> tuple[Array, Counter[str]]:
         return forecasts, Counter(engine.counters()) + Counter(refused=refused)
 
 
-def evaluate(
-    model: Model, histories: Sequence[History], *, unseen: bool
-) -> tuple[tuple[Errors, ...], Counter[str]]:
-    """Errors of each step of the horizon, over all series, and what the sessions counted.
+def tables(
+    history: History, said: Array, rivals: Mapping[str, Rival], *, unseen: bool
+) -> list[Array]:
+    """What errors() reads, of each step of the horizon: [rows, truth, quantiles and rivals].
 
-    unseen: errors of the forecasts made in the unseen rows; else in the held-out ones.
+    said: what streamed() gives. unseen: the rows are the unseen ones; else the held-out ones.
     """
-    assert model.head is not None
-    head = model.head
-    lags = _seasons(head, histories)
-    tables: list[list[Array]] = [[] for _ in range(head.horizon)]
-    counted: Counter[str] = Counter()
-    for history in histories:
-        forecasts, counts = streamed(model, history)
-        counted += counts
-        own = slice(history.unseen, None) if unseen else slice(history.held_out, history.unseen)
-        for k, table in enumerate(tables):
-            table.append(_table(history, k, forecasts[:, k], lags, head)[own])
-    rivals, quantiles = [LAST, *lags], len(head.quantiles)
-    return (
-        tuple(_errors(k + 1, np.concatenate(t), rivals, quantiles) for k, t in enumerate(tables)),
-        counted,
-    )
+    own = slice(history.unseen, None) if unseen else slice(history.held_out, history.unseen)
+    return [
+        np.column_stack(
+            [
+                history.at(k + 1, history.value),
+                said[:, k],
+                *(rival(history, k + 1) for rival in rivals.values()),
+            ]
+        )[own]
+        for k in range(said.shape[1])
+    ]
 
 
-def _table(history: History, k: int, said: Array, lags: dict[str, int], head: Head) -> Array:
-    """Columns: truth, quantiles, last value, and what came a lag (or some) before the truth."""
-    last = head.target.mean + head.target.std * np.sinh(history.x[:, 0])
-    before = [history.at(k + 1 - lag * -(-(k + 1) // lag), history.value) for lag in lags.values()]
-    return np.column_stack([history.at(k + 1, history.value), said, last, *before])
-
-
-def _errors(steps: int, table: Array, rivals: Sequence[str], quantiles: int) -> Errors:
+def errors(steps: int, table: Array, rivals: Sequence[str], quantiles: int) -> Errors:
+    """The errors of forecasts `steps` ahead; table: of all series, one below the other."""
     table = table[np.isfinite(table[:, : 1 + quantiles]).all(axis=1)]
     truth, said = table[:, 0], table[:, 1 : 1 + quantiles]
     median = said[:, quantiles // 2]
@@ -105,12 +97,13 @@ def _errors(steps: int, table: Array, rivals: Sequence[str], quantiles: int) -> 
         return Errors(steps, 0, nothing, {}, Residual(nothing, nothing, nothing))
     inside = (said[:, 0] <= truth) & (truth <= said[:, -1])
     residual = Residual(float(np.abs(miss).mean()), float(miss.std()), float(inside.mean()))
-    # A rival that mostly knows nothing would leave too few rows to compare on.
     others = table[:, 1 + quantiles :]
-    able = np.isfinite(others).mean(axis=0) >= 0.5
-    others = others[:, able]
-    fair = np.isfinite(others).all(axis=1)
-    sizes = np.abs(others[fair] - truth[fair, None]).mean(axis=0)
+    known = np.isfinite(others)
+    # A rival that mostly knows nothing would leave too few rows to compare on.
+    able = known.mean(axis=0) >= 0.5
+    while not (fair := known[:, able].all(axis=1)).any():
+        able[np.argmin(np.where(able, known.sum(axis=0), np.inf))] = False
+    sizes = np.abs(others[np.ix_(fair, able)] - truth[fair, None]).mean(axis=0)
     return Errors(
         steps,
         int(fair.sum()),
@@ -120,20 +113,36 @@ def _errors(steps: int, table: Array, rivals: Sequence[str], quantiles: int) -> 
     )
 
 
-def _seasons(head: Head, histories: Sequence[History]) -> dict[str, int]:
-    """Steps of a day and a week where steps have them, else the period that repeats best."""
+def rivals(head: Head, histories: Sequence[History]) -> dict[str, Rival]:
+    """Forecasts that need no model: the last value, and those of a season.
+
+    By the clock, yesterday's and last week's; else by the period that repeats best.
+    """
     longest = max(histories, key=len)
     seen = longest.value[: longest.unseen]
     most = len(seen) // 3
-    if head.time is not None and head.spacing == "grid":
-        steps = {name: CYCLES[cycle][0] / head.step_s for name, cycle in SEASONS.items()}
-        found = {n: round(s) for n, s in steps.items() if abs(s - round(s)) < 1e-6 * s}
-        found = {name: lag for name, lag in found.items() if 2 <= lag <= most}
-        if found:
+    found: dict[str, Rival] = {LAST: partial(_last, head)}
+    if head.time is not None:
+        for name, cycle in SEASONS.items():
+            lag_s = CYCLES[cycle][0]
+            if 2 <= lag_s / head.step_s <= most:
+                found[name] = partial(History.before, lag_s=lag_s, step_s=head.step_s)
+        if len(found) > 1:
             return found
     misses = [_miss(seen[lag:], seen[:-lag]) for lag in range(1, min(most, PERIOD_MOST) + 1)]
     period = 1 + int(np.argmin(misses))
-    return {f"{period} steps before": period} if period > 1 else {}
+    if period > 1:
+        found[f"{period} steps before"] = partial(_periods_before, period)
+    return found
+
+
+def _last(head: Head, history: History, _: int) -> Array:
+    return head.target.mean + head.target.std * np.sinh(history.x[:, 0])
+
+
+def _periods_before(period: int, history: History, steps: int) -> Array:
+    """The value a period, or as many as are known by now, before the one `steps` later."""
+    return history.at(steps - period * -(-steps // period), history.value)
 
 
 def _miss(a: Array, b: Array) -> float:

@@ -23,6 +23,9 @@ UNSEEN: Final = 0.15  # of a series' rows, at its end
 HELD_OUT: Final = 0.25  # of the other rows, at their end: these tell when to stop training
 HELD_OUT_MOST: Final = 1000  # rows; the latest ones are too good to stay untrained
 ROWS_LEAST: Final = 40  # seen ones of the longest series
+DROPPED_MOST: Final = 0.2  # of the rows, before their order is not that of time
+FINE: Final = 1e-6  # std of a column, as a share of its mean
+ROUNDING: Final = 16 * float(np.finfo(np.float64).eps)  # of a constant that was computed
 LONGEST_STEP: Final = 1 / 4  # of a cycle that is worth knowing
 # That a series must have seen. Told of the week, a network of six weeks learned these by heart.
 CYCLES_LEAST: Final[dict[Cycle, int]] = {"day": 2, "week": 8, "year": 3}
@@ -93,8 +96,11 @@ def _feature(name: str, unit: str, values: Array) -> Feature:
     if not known.size:
         raise InputError(f"column {name} has no value in the rows to train on")
     mean, std = float(known.mean()), float(known.std())
-    if std <= 1e-9 * max(1.0, abs(mean)):  # constant: whatever comes is measured by its size
-        std = max(1e-3 * abs(mean), 1e-6)
+    if std < FINE * abs(mean):  # the sum's rounding would show: sum what is above the first value
+        above = known - known[0]
+        mean, std = float(known[0] + above.mean()), float(above.std())
+    if np.ptp(known) == 0 or std <= ROUNDING * abs(mean):  # whatever comes is measured by its size
+        mean, std = float(known[0]), max(1e-3 * abs(mean), 1e-6)
     return Feature(name, unit, mean, std)
 
 
@@ -126,7 +132,6 @@ class History:
     before `unseen` tell when to stop, the rest is not looked at.
     """
 
-    name: str
     readings: Array
     x: Array
     row: Array
@@ -134,6 +139,7 @@ class History:
     held_out: int
     unseen: int
     value: Array  # the target's [S], in its unit; NaN where there was none
+    times: Array | None  # of the readings [S], in seconds; NaN where a step fills a gap
 
     @classmethod
     def of(cls, head: Head, series: Series, unseen: float) -> History:
@@ -141,8 +147,9 @@ class History:
         wild = np.argwhere(np.abs(readings) > CompiledHead(head).largest)
         if wild.size:
             k, column = wild[0]
+            file = f"{series.file}, " if series.file else ""
             raise InputError(
-                f"line {series.lines[k]} holds {readings[k, column]:g} as "
+                f"{file}line {series.lines[k]} holds {readings[k, column]:g} as "
                 f"{head.inputs[column].name}, too far from the rows to train on; leave the cell "
                 "of a missing value empty"
             )
@@ -152,7 +159,8 @@ class History:
         first = len(series) - unseen_rows(series, unseen)
         seen = int(np.searchsorted(np.maximum.accumulate(row), first))
         held_out = seen - min(int(HELD_OUT * seen), max(HELD_OUT_MOST, 4 * head.horizon))
-        return cls(series.name, readings, x, row, position, held_out, seen, value)
+        times = None if head.time is None else np.where(row >= 0, readings[row, 0], np.nan)
+        return cls(readings, x, row, position, held_out, seen, value, times)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -162,6 +170,34 @@ class History:
         place = self.position + steps
         found = np.searchsorted(self.position, place).clip(max=len(self) - 1)
         return np.where(self.position[found] == place, of[found], np.nan)
+
+    def before(self, steps: int, lag_s: float, step_s: float) -> Array:
+        """The value a lag, or as many as are known by now, before the one `steps` later: [S].
+
+        By the clock: the nearest reading, within half a step; NaN where there is none.
+        """
+        assert self.times is not None
+        ahead_s = self.at(steps, self.times) - self.times
+        lags = np.ceil((ahead_s - step_s / 2) / lag_s).clip(min=1)
+        wanted = self.times + ahead_s - lags * lag_s
+        real = np.flatnonzero(self.row >= 0)
+        real = real[np.argsort(self.times[real], kind="stable")]
+        times = self.times[real]
+        right = np.searchsorted(times, wanted).clip(max=len(real) - 1)
+        left = np.maximum(right - 1, 0)
+        near = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+        known = (np.abs(times[near] - wanted) <= step_s / 2) & (real[near] <= np.arange(len(self)))
+        return np.where(known, self.value[real[near]], np.nan)
+
+    def dropped(self, missing: Missing) -> Array:
+        """The readings [D] that made no step, and for no value that is missing."""
+        real = self.row[self.row >= 0]
+        lost = np.ones(len(self.readings), bool)
+        lost[real] = False
+        lost[: real.min(initial=len(lost))] = False  # until there is a value to hold
+        if missing in ("skip", "reject"):
+            lost &= ~np.isnan(self.readings).any(axis=1)
+        return np.flatnonzero(lost)
 
     @cached_property
     def _a(self) -> Array:
@@ -183,6 +219,29 @@ class History:
         return y
 
 
+def check_order(head: Head, histories: Sequence[History]) -> None:
+    """Raise InputError where many rows would be dropped, because they are not in order."""
+    if head.time is None or head.late != "drop":
+        return
+    rows = sum(len(h.readings) for h in histories)
+    many = early = 0
+    for history in histories:
+        dropped, times = history.dropped(head.missing), history.readings[:, 0]
+        many += len(dropped)
+        early += int((times[dropped] > np.maximum.accumulate(times)[dropped - 1]).sum())
+    if many <= DROPPED_MOST * rows:
+        return
+    if 2 * early > many:
+        raise InputError(
+            f"{many:,} of {rows:,} rows come less than half a step of {head.step_s:g} s after the "
+            "one before, and would be dropped; take each as a step with spacing gap"
+        )
+    raise InputError(
+        f"the rows are not in the order of time ({many:,} of {rows:,} come late); sort them, or "
+        "name the column of --series"
+    )
+
+
 def check_enough(histories: Sequence[History], horizon: int, unseen: float) -> None:
     """Raise InputError where the longest series has too few steps to train and to report on."""
     longest = max(histories, key=len)
@@ -195,3 +254,20 @@ def check_enough(histories: Sequence[History], horizon: int, unseen: float) -> N
             f"training with a horizon of {horizon} needs a series of {math.ceil(needed)} rows or "
             f"more, in the order of time; the longest has {len(longest.readings)}{used}"
         )
+
+
+def check_known(y: Sequence[Array], held_out: Sequence[int], target: str) -> None:
+    """Raise InputError where a step of the horizon has no value to learn, or to stop by.
+
+    y: targets [unseen, horizon] of each series, of which the first `held_out` are trained on.
+    """
+    for what, parts in (
+        ("train on", [a[:end] for a, end in zip(y, held_out, strict=True)]),
+        ("hold out", [a[end:] for a, end in zip(y, held_out, strict=True)]),
+    ):
+        unknown = np.flatnonzero(~np.isfinite(np.concatenate(parts)).any(axis=0))
+        if unknown.size:
+            raise InputError(
+                f"{target} is never known {unknown[0] + 1} step(s) after a row in the rows to "
+                f"{what}; training needs more of its values there, or a shorter horizon"
+            )

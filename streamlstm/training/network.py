@@ -12,7 +12,7 @@ The constants below were chosen on the first rows of thirty series of NAB and on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,16 +206,32 @@ def _held_out(series: Sequence[Steps]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
-    """One thread and its own random numbers, so that the same seed gives the same bits."""
-    threads = torch.get_num_threads()
+    """One thread and its own random numbers, so that the same seed gives the same bits.
+
+    And float32 on the CPU with gradients, whatever the caller made PyTorch's default.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _on_cpu(),
+        ):
+            torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)
             torch.use_deterministic_algorithms(True)
             torch.manual_seed(seed)
             yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _on_cpu() -> AbstractContextManager[Any]:
+    """New tensors are on the CPU. Being told so costs every call of PyTorch a little."""
+    cpu = torch.device("cpu")
+    return nullcontext() if torch.empty(0).device == cpu else cpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ pytest.importorskip("torch")
 import torch
 
 import streamlstm as sl
-from streamlstm import cli, readings, training
+from streamlstm import cli, readings, train_command, training
 from streamlstm.errors import InputError, ModelError
 from streamlstm.readings import Series
 from streamlstm.training import evaluation, network
@@ -119,6 +120,16 @@ def test_one_model_of_many_series():
     trained = training.train(series, head)
     assert trained.rows == 426
     assert trained.errors[0].rows > 40  # of the first two
+    assert trained.empty == ()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dead_sensor_is_left_out():
+    dead = replace(wave(300), name="dead", values=np.full((300, 1), np.nan))
+    head = training.head_for([wave(300), dead], "level")
+    trained = training.train([wave(300), dead], head)
+    assert trained.empty == ("dead",)
+    assert same_weights(trained.model, training.train([wave(300)], head).model)
 
 
 def test_training_ends_when_held_out_rows_are_forecast_worse():
@@ -195,6 +206,21 @@ def test_scaling_is_of_the_seen_rows_and_constants_have_some():
     assert (head.others[0].mean, head.others[0].std) == (7.0, pytest.approx(7e-3))
 
 
+@pytest.mark.parametrize(("offset", "size"), [(1e9, 1.0), (0.0, 1e-12), (-1e5, 1e-5)], ids=str)
+def test_a_small_spread_is_no_constant(offset, size):
+    values = offset + size * np.sin(np.arange(500.0))
+    series = Series("x", None, values[:, None], np.arange(500))
+    head = training.head_for([series], "x", unseen=0.0)
+    assert head.target.mean == pytest.approx(offset, abs=0.01 * size)
+    assert head.target.std == pytest.approx(size / np.sqrt(2), rel=0.01)
+
+
+def test_a_constant_that_was_computed_is_one():
+    values = 0.1 + np.where(np.arange(500) % 2, 1e-17, 3e-17)
+    series = Series("x", None, values[:, None], np.arange(500))
+    assert training.head_for([series], "x").target.std == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize(
     ("step_s", "rows", "calendar"),
     [
@@ -231,6 +257,23 @@ def test_reproducible_and_nobody_elses_business():
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.get_num_threads() == before[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_callers_pytorch_is_left_as_it_was():
+    plain = training.fit([wave(300)], target="x")
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            model = training.fit([wave(300)], target="x")
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.empty(0).device.type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert model.fingerprint == plain.fingerprint
 
 
 # --- parity ---------------------------------------------------------------------------------------
@@ -329,6 +372,43 @@ def test_errors_are_counted_by_hand():
         assert got.rivals == pytest.approx(want)
 
 
+@pytest.mark.parametrize("policies", [{}, {"spacing": "gap"}, {"late": "step"}], ids=str)
+def test_yesterday_is_told_by_the_clock(policies):
+    """Jittered steps that are not a whole share of a day, and one row that comes late."""
+    rng = np.random.default_rng(0)
+    times = 3601.3 * np.arange(500) + rng.uniform(-600, 600, 500)
+    times[250] = times[248] - 60
+    values = np.arange(500.0)
+    series = Series("x", times, values[:, None], np.arange(500), "time")
+    head = training.head_for([series], "x", **policies)
+    history = History.of(head, series, 0.15)
+    rival = evaluation.rivals(head, [history])["same time yesterday"]
+    now = history.value
+    for steps, days in ((1, 1), (23, 1), (26, 2)):
+        said, truth = rival(history, steps), history.at(steps, now)
+        known = np.isfinite(said)
+        assert known.mean() > 0.8
+        off_s = times[truth[known].astype(int)] - times[said[known].astype(int)]
+        lags = np.round(off_s / DAY_S)
+        np.testing.assert_allclose(off_s, lags * DAY_S, atol=head.step_s / 2 + 1e-6)
+        # Around the row that came late, 26 steps are but a day.
+        assert lags.min() >= 1
+        assert (lags == days).mean() > 0.9
+        assert (said[known] <= now[known]).all()
+
+
+def test_a_rival_that_knows_least_is_dropped_first():
+    nan = np.nan
+    table = np.array([[1, 0, 1, 2, 1, nan], [1, 0, 1, 2, nan, 3], [1, 0, 1, 2, nan, 4.0]])
+    table = np.concatenate([table, table[:1]])[:, [0, 1, 2, 3, 4, 5]]
+    got = evaluation.errors(1, np.vstack([table, [1, 0, 1, 2, nan, 3]]), ["a", "b"], 3)
+    assert (got.rows, got.rivals) == (3, {"b": pytest.approx(7 / 3)})
+    got = evaluation.errors(1, np.vstack([table[:3], table[:1]]), ["a", "b"], 3)
+    assert (got.rows, len(got.rivals)) == (2, 1)  # as much each, and never both
+    nothing = np.full((2, 6), nan)
+    assert evaluation.errors(1, nothing, ["a", "b"], 3).rows == 0
+
+
 @pytest.mark.usefixtures("quick")
 def test_without_a_clock_the_best_period_is_the_rival():
     series = wave(400)
@@ -369,19 +449,66 @@ def test_series_that_cannot_teach(series, more, sentence):
         training.fit([series], target="x", **more)
 
 
-def test_a_value_beyond_all_reason_is_named():
-    series = wave(200)
-    series.values[190] = 1e300
-    with pytest.raises(InputError, match=r"^line 192 holds 1e\+300 as x, too far from the rows"):
+def test_an_output_that_cannot_be_written_is_found_before_training(run, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_command.tempfile, "NamedTemporaryFile", full)
+    path = write("a.csv", "time,x", [(k, k % 9) for k in range(200)])
+    monkeypatch.setattr(training, "train", None)
+    want = "streamlstm: m can't be written: No space left on device\n"
+    assert run(path, "--target", "x", "-o", "m") == (1, "", want)
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        ([0, *range(270, 300)], r"^x is never known 1 step\(s\) after a row in the rows to train"),
+        (range(100), r"^x is never known 1 step\(s\) after a row in the rows to hold out;"),
+        ([*range(200), 226, 227], r"^x is never known 3 step\(s\) after a row in the rows to hold"),
+    ],
+)
+def test_nothing_to_learn_is_said_before_training(known, sentence, monkeypatch):
+    values = np.full((300, 1), np.nan)
+    values[known, 0] = known
+    series = Series("x", None, values, np.arange(300))
+    monkeypatch.setattr(network, "train", None)
+    with pytest.raises(InputError, match=sentence):
+        training.fit([series], target="x", unseen=0.0, horizon=3)
+
+
+def test_sensors_without_their_column_are_refused():
+    """Two take turns; the other one has values nowhere."""
+    series = wave(300)
+    values = np.repeat(series.values, 2, axis=0)
+    values[1::2] = np.nan
+    both = Series("x", np.repeat(series.times, 2), values, np.arange(600))
+    with pytest.raises(InputError, match=r"\(300 of 600 come late\); sort them, or name the col"):
+        training.fit([both], target="x")
+
+
+def test_rows_that_come_too_soon_are_named():
+    times = np.cumsum(np.tile([10.0, 10.0, 1.0], 100))
+    series = Series("x", times, np.ones((300, 1)), np.arange(300))
+    with pytest.raises(InputError, match=r"^\d+ of 300 rows come less than half a step of 10 s"):
         training.fit([series], target="x")
 
 
-def test_rows_that_run_backwards_are_too_few():
+def test_a_value_beyond_all_reason_is_named():
+    series = replace(wave(200), file="a.csv")
+    series.values[190] = 1e300
+    with pytest.raises(
+        InputError, match=r"^a\.csv, line 192 holds 1e\+300 as x, too far from the rows"
+    ):
+        training.fit([series], target="x")
+
+
+def test_rows_that_run_backwards_are_refused():
     series = wave(300)
     upside_down = Series("x", series.times[::-1], series.values[::-1], series.lines)
     series.times[0] = -1e6  # one gap that goes forward
     upside_down = Series("x", np.append(-1e6, upside_down.times), np.ones((301, 1)), np.arange(301))
-    with pytest.raises(InputError, match=r"in the order of time; the longest has 301, good for"):
+    with pytest.raises(InputError, match=r"^the rows are not in the order of time \(297 of 301"):
         training.fit([upside_down], target="x")
 
 
@@ -425,15 +552,33 @@ def test_from_a_file_to_a_model(run):
         "rows         600, 600 steps, one every 1 h",
         "of these     1 without a value, 1 late, 1 after a gap",
         "calendar     day",
-        "forecasts    mean absolute errors in 90 steps that training has not seen",
+        "forecasts    mean absolute errors in 90 rows that training has not seen",
     ]
     assert lines[4].split("  ")[-1] == "within p10 to p90"
-    assert [line.split()[0] for line in lines[5:10]] == ["1", "3", "6", "12", "24"]
-    assert lines[10].startswith("proof        PyTorch: 600 steps, largest difference ")
-    assert lines[11] == "written      wave.safetensors"
+    want = [["1", "89"], ["3", "87"], ["6", "84"], ["12", "78"], ["24", "66"]]
+    assert [line.split()[:2] for line in lines[5:10]] == want
+    assert lines[-2].startswith("proof        PyTorch: 600 steps, largest difference ")
+    assert lines[-1] == "written      wave.safetensors"
     model = sl.load("wave.safetensors")
     assert (model.name, model.head.target.name, model.head.horizon) == ("wave", "level", 24)
     assert len(model.head.residuals) == 24
+
+
+def test_what_the_command_notes(run, monkeypatch):
+    """Dead sensors, a model that is worse than yesterday's value, and unseen rows without any."""
+    monkeypatch.setattr(network, "EPOCHS", 1)
+    rows = [(3600 * k, k % 24, "a") for k in range(400)]
+    path = write("a.csv", "time,x,pump", [*rows, *((3600 * k, "", "b") for k in range(9))])
+    argv = ("--target", "x", "--series", "pump", "-o", "m")
+    _, out, _ = run(path, *argv, "--horizon", 2)
+    assert "left out     1 series without a value: b\n" in out
+    note = "note         at 1, 2 steps it is worse than the same time yesterday: use more data, or"
+    assert note in out
+    path = write("a.csv", "time,x,pump", [(t, x if t < 3600 * 340 else "", s) for t, x, s in rows])
+    code, out, _ = run(path, *argv)
+    assert code == 0
+    assert "not tried: nothing is known to compare with in 60 rows that training has not" in out
+    assert sl.load("m").head.residuals == ()
 
 
 def test_choices_of_the_command(run):
@@ -468,10 +613,14 @@ def test_a_constant_target_trains(run):
 @pytest.mark.parametrize(
     ("argv", "code", "sentence"),
     [
-        (["--target", "y", "-o", "m"], 1, "streamlstm: a.csv: there is no column y; the header"),
+        (["--target", "y", "-o", "m"], 1, "streamlstm: a.csv: the header lacks column y; it has"),
         (["--target", "x", "-o", "m"], 1, "streamlstm: training with a horizon of 1 needs a s"),
         (["--target", "x", "-o", "no/m"], 1, "streamlstm: no/m can't be written: there is no f"),
-        (["--target", "x", "-o", "a.csv"], 2, "streamlstm train: -o is CSV itself"),
+        (["--target", "x", "-o", "./a.csv"], 2, "streamlstm train: -o is CSV itself"),
+        (["--target", "x", "-o", "-"], 2, "streamlstm train: -o needs the name of a file"),
+        (["--target", "x", "-o", ""], 2, "streamlstm train: -o needs the name of a file"),
+        (["--target", "x", "-o", "."], 1, "streamlstm: . can't be written: it is there, and no"),
+        (["--target", "x", "-o", "m", "--seed", str(2**64)], 2, "usage: "),
         (["--target", "x", "-o", "m", "--quantiles", "0.1,0.9"], 1, "streamlstm: quantiles are"),
         (["--target", "x", "-o", "m", "--quantiles", "a"], 2, "usage: "),
         (["--target", "x"], 2, "usage: "),
@@ -532,3 +681,15 @@ def test_progress_is_one_line_of_a_terminal(run, monkeypatch):
     assert first.startswith("training: 1 of at most 3 updates, held-out loss ")
     assert "\n" not in terminal.text
     assert last == ""
+
+
+def test_ctrl_c_leaves_no_progress_line(run, monkeypatch):
+    def interrupted(*_, progress, **__):
+        progress(network.Progress(1, 3, 0.5, 0.5))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(training, "train", interrupted)
+    path = write("a.csv", "time,x", [(k, k % 9) for k in range(200)])
+    assert run(path, "--target", "x", "-o", "m")[0] == 130
+    assert terminal.text.endswith(" \r")
