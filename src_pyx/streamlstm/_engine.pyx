@@ -461,6 +461,10 @@ cdef class EngineCore:
         self.away = False
         return -1
 
+    def count_refused(self):
+        """Count a reading that a policy refuses and that is therefore not stepped."""
+        self.head_steps.compiled.refused += 1
+
     def _totals(self):
         return {} if self.head_steps is None else self.head_steps.compiled.totals()
 
@@ -696,8 +700,8 @@ cdef class Group:
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> X), cnp.PyArray_DATA(<cnp.ndarray> out))
 
     def refusals(self, X):
-        """Which of the readings X [n, inputs] a policy of the head refuses, and why:
-        {index: InputError}; they count as refused. Raises as step(), but for those."""
+        """Which of the readings X [n, inputs] a policy of the head would refuse, and why:
+        {index: InputError}. Raises as step(), but for those."""
         cdef EngineCore engine = self.engine
         cdef Py_ssize_t i, k
         engine.check_usable()
@@ -715,7 +719,6 @@ cdef class Group:
         if i >= 0:
             self.raise_lost(i)
         found = np.flatnonzero(refused).tolist()
-        engine.head_steps.compiled.refused += len(found)
         return {k: engine.refusal(k, events[k].tolist()) for k in found}
 
     def run(self, X):

@@ -277,7 +277,7 @@ class ClientProtocol:
             return
         try:
             self._answer[call.op](self, call, message, now)
-        except (wire.BadMessageError, TypeError, ValueError, KeyError) as bad:
+        except (wire.BadMessageError, TypeError, ValueError, LookupError, ArithmeticError) as bad:
             if call is self._greeting or call.attaches is not None:
                 return  # sent again; those who wait for it have their patience
             self._lose(
@@ -1126,5 +1126,5 @@ def _head(text: str | None) -> Head | None:
     """A model's head as hello tells it."""
     try:
         return None if text is None else Head.read(json.loads(text))
-    except ModelError as error:
+    except (ModelError, TypeError, ValueError, RecursionError) as error:
         raise wire.BadMessageError(f"a model's head can't be read: {error}") from None

@@ -124,8 +124,10 @@ class RemoteModel:
                 f"event {row} holds {X[row, column]:g} as {self.inputs[int(column)][0]}: NaN, "
                 "infinite or too large; nothing was stepped"
             )
+        if self.head is None or self.head.missing != "reject":
+            return
         lacking = np.isnan(X).any(axis=1)
-        if self.head is not None and self.head.missing == "reject" and lacking.any():
+        if lacking.any():
             index = int(np.argmax(lacking))
             names = [name for name, _ in self.inputs]
             raise refusal(index, dict(zip(names, X[index].tolist(), strict=True)), self.head)

@@ -52,6 +52,10 @@ T = TypeVar("T")
 
 RUN_WORK_MAX: Final = 200_000_000
 """Parameters times steps of one run or forecast: some 0.1 s in which nobody else is served."""
+FORECAST_BYTES_MAX: Final = 65_536
+"""Of an answer to a request of 21 bytes: many of them may wait for a client that does not read."""
+HEAD_WORK: Final = 1_500
+"""What a head does in a step, in parameters."""
 
 SPILL_SHARE: Final = 16
 """Of the resident sessions one in so many is spilled when room is needed, so that it is rare."""
@@ -132,6 +136,7 @@ class EngineLike(Protocol):
     def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...  # a SessionLike
     def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
     def counters(self) -> dict[str, int]: ...
+    def count_refused(self) -> None: ...
 
 
 def _steps_max(head: Head | None) -> int:
@@ -155,10 +160,14 @@ class Sessions:
         self.event_size = self.inputs * self.dtype.itemsize
         self.parameters: int = self.model.parameters  # a step multiplies and adds about as often
         self.run_rows = max(1, RUN_WORK_MAX // (self.parameters * _steps_max(self.model.head)))
+        head = self.model.head
         self.forecast_steps = 0  # that one message may ask for
-        if self.model.head is not None:
-            beyond = RUN_WORK_MAX // self.parameters
-            self.forecast_steps = min(AHEAD_MAX, self.model.head.horizon + beyond)
+        if head is not None:
+            quantiles = len(head.quantiles)
+            by_bytes = FORECAST_BYTES_MAX // (8 * quantiles)
+            by_work = head.horizon + RUN_WORK_MAX // self._ahead_work(head)
+            self.forecast_steps = max(1, min(AHEAD_MAX, by_bytes, by_work))
+        self._refuses = head is not None and "reject" in (head.missing, head.late)
         self.max_resident = min(max_resident or engine.max_sessions, engine.max_sessions)
         self.table = SessionTable(index)
         self.answers = Answers(len(self.model.outputs), self.dtype)
@@ -350,8 +359,10 @@ class Sessions:
         known_by: the digest of each event [n]. A row of NaN in Y is a session that is quarantined
         now. Raises InputError (nothing was stepped), CapacityError.
         """
+        if self._refuses and (op == "step" or self.alone):
+            self._check_policies(group or self.group(slots), X, op)
         if self.alone:
-            self._check_events(X, group or self.group(slots))
+            self._check_events(X)
             Y = np.stack([self.live[slot].step(x) for slot, x in zip(slots, X, strict=True)])
         else:
             Y = (group or self.group(slots)).step(X)
@@ -377,15 +388,20 @@ class Sessions:
             self._quarantine(slots[bad].tolist())
         return seqs, Y
 
-    def _check_events(self, X: Array, group: Any) -> None:
+    def _check_policies(self, group: Any, X: Array, op: str) -> None:
+        """Raise what a policy refuses; of a micro-batch, each is then stepped and counted alone."""
+        for refusal in group.refusals(X).values():
+            if op == "steps":
+                self.engine.count_refused()
+            raise refusal
+
+    def _check_events(self, X: Array) -> None:
         """As the engine does: all of X [n, inputs] is good, or nothing is stepped."""
         good = self._acceptable(X)
         if not good.all():
             wrong = "no whole number" if self.model.vocabulary else "NaN, infinity"
             index = int(np.argmin(good))
             raise NonFiniteError(f"event {index} holds {wrong} or a number that is too large")
-        for refusal in group.refusals(X).values():
-            raise refusal
 
     def _acceptable(self, X: Array) -> Array:
         """Which events of X [n, inputs] the engine takes, whatever the session: bool [n]."""
@@ -499,7 +515,14 @@ class Sessions:
         head = self.model.head
         if head is None or steps > self.forecast_steps:
             return 0
-        return max(0, steps - head.horizon) * self.parameters + steps * len(head.quantiles)
+        quantiles = steps * len(head.quantiles)
+        return max(0, steps - head.horizon) * self._ahead_work(head) + quantiles
+
+    def _ahead_work(self, head: Head) -> int:
+        """Of a step beyond the horizon: the network, the head, its quantiles and their sorting."""
+        quantiles = len(head.quantiles)
+        sorting = head.horizon * quantiles * (8 + quantiles) // 8
+        return self.parameters + HEAD_WORK + sorting
 
     def counters(self, slot: int) -> dict[str, int]:
         """What happened to a session's readings; {} without a head."""

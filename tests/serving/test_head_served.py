@@ -4,6 +4,7 @@ what an embedded engine says, whatever happens to the server."""
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import sqlite3
@@ -13,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,7 +119,7 @@ def test_a_killed_server_goes_on(tmp_path: Path) -> None:
             assert session.model.head.report(got[-1]) == model.head.report(expected[-1])
             looks(session, twin)
             counts = client.stats()["models"]["flow"]["readings"]
-            assert counts.keys() == set(COUNTERS[:-1])
+            assert counts.keys() == {*COUNTERS[:-1], "refused"}
             pump = client.open("c", "pump")
             assert pump.model.head is None
             assert pump.counters() == {}
@@ -440,9 +442,10 @@ def test_forecasts_are_bounded() -> None:
     sessions = talk.protocol.tables[0]
     for steps in (0, 10_001, 2**64 - 1):
         assert answer(talk, "forecast", 0, *at, steps) == ("INPUT",)
-    assert sessions.forecast_steps == 10_000
+    assert sessions.forecast_steps == 65_536 // (8 * 3)
     assert sessions.forecast_work(3) == 3 * 3
-    assert sessions.forecast_work(5) == 2 * sessions.parameters + 5 * 3
+    ahead = sessions.parameters + 1500 + 3 * 3 * (8 + 3) // 8
+    assert sessions.forecast_work(5) == 2 * ahead + 5 * 3
     assert sessions.forecast_work(2**64 - 1) == 0
     sessions.forecast_steps = 8
     assert answer(talk, "forecast", 0, *at, 8)[0] == "ok"
@@ -482,6 +485,7 @@ def test_hello_tells_the_head_without_its_residuals(client: ClientProtocol) -> N
     [
         *(("forecast", bad) for bad in (None, {}, "", b"", b"1234", bytes(24), bytes(72))),
         *(("counters", bad) for bad in (None, b"x", 5, {"missing": "many"}, {"missing": None})),
+        ("counters", {"missing": math.inf}),
         *(("state", bad) for bad in (None, {}, "")),
     ],
 )
@@ -492,6 +496,43 @@ def test_a_look_whose_answer_can_not_be_read(client: ClientProtocol, op: str, an
     call = client.control(session, op, *([2] if op == "forecast" else []), now=0.0)
     client.receive(wire.Encoder().ok(call.ident, 0, answer), 0.0)
     assert isinstance(call.error, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"step_s": 1' + "0" * 400 + "}", "[" * 100_000, "{}", "7", '{"target": 3}', "x"]
+)
+def test_a_hello_whose_head_can_not_be_read(client: ClientProtocol, text: str) -> None:
+    """One error, and nothing else comes of it."""
+    talk = start(headed(HOURLY))
+    call = client.say_hello(now=0.0)
+    talk.protocol.receive(b"A", client.outgoing(), 0.0)
+    ((_, reply),) = talk.protocol.step(0.0)
+    info = msgpack.unpackb(reply)[3]
+    info["models"][0]["head"] = text
+    client.receive(wire.Encoder().ok(call.ident, info), 0.0)
+    assert not client.models
+    assert isinstance(call.error, ProtocolError)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_each_refused_reading_counts_once(alone: bool) -> None:
+    talk = start(headed(replace(HOURLY, missing="reject")))
+    sessions = talk.protocol.tables[0]
+    sessions.alone = alone
+    a, b, c = (talk.open(name) for name in "abc")
+    good, bad = [1e9, 100.0], [1e9, math.nan]
+    for k, at in enumerate((a, b, c)):  # one micro-batch, two of it refused
+        talk.send(*step(at, 1, good if k == 1 else bad))
+    assert sorted(reply[0] for _, reply in talk.settle()) == ["error", "error", "ok"]
+    assert sessions.readings()["refused"] == 2
+    assert talk.code(*step(a, 1, bad)) == "NON_FINITE"
+    assert sessions.readings()["refused"] == 3
+    handles, epochs = zip(a, b, strict=True)
+    rows = np.array([good, bad], "<f8").tobytes()
+    assert talk.code("steps", 0, handles, epochs, None, None, None, rows) == "NON_FINITE"
+    assert sessions.readings()["refused"] == 4
+    assert talk.code("run", 0, *a, 1, None, None, rows) == "NON_FINITE"
+    assert sessions.readings()["refused"] == 5
 
 
 def test_a_look_without_an_answer_leaves_the_session_open(client: ClientProtocol) -> None:
