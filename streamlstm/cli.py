@@ -167,7 +167,7 @@ def _add_detect(commands: Any) -> None:
         "for each row before it came, how unusual it is, and an alert where that is much. Alerts "
         "go to stdout, the scores of all rows to a file. Training needs PyTorch: "
         "pip install 'streamlstm[train]'. With --model nothing is trained: "
-        "tail -f sensor.csv | streamlstm detect - --model flow.safetensors",
+        "tail -f -n +1 sensor.csv | streamlstm detect - --model flow.safetensors",
     )
     detect.add_argument("csv", metavar="CSV", help="the readings; with --model also - for stdin")
     detect.add_argument("--target", metavar="COL", help="the column to watch; --model knows it")
@@ -230,6 +230,7 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("models", nargs="+", metavar="MODEL", help="model file(s) to serve")
     serve.add_argument(
         "--bind",
+        type=_address,
         default=BIND,
         metavar="ADDRESS",
         help="tcp://HOST:PORT (port 0 picks a free one) or ipc://PATH (default: %(default)s)",
@@ -311,7 +312,7 @@ def _add_stream(commands: Any) -> None:
         "without a header the columns are the inputs in order. "
         "A trained model's times may be text (2014-02-14 14:30), and empty cells are missing. "
         "Outputs go to stdout as CSV, one line for each row as soon as it is there: "
-        "tail -f sensor.csv | streamlstm stream model.safetensors",
+        "tail -f -n +1 sensor.csv | streamlstm stream model.safetensors",
     )
     stream.add_argument("model", metavar="MODEL", help="model file; with --connect a model's name")
     stream.add_argument("csv", nargs="?", default="-", metavar="CSV", help="default: - for stdin")
@@ -414,6 +415,13 @@ def _numbers(text: str) -> list[float]:
     raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}")
 
 
+def _address(text: str) -> str:
+    port = text.rpartition(":")[2]
+    if text.startswith("tcp://") and port.isdecimal() and int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"must have a port of 65535 at most, got {text}")
+    return text
+
+
 def _positive_int(text: str) -> int:
     with suppress(ValueError):
         value = int(text)
@@ -495,6 +503,8 @@ def _wrong_usage(sentence: str) -> int:
 
 
 def _stream(args: argparse.Namespace) -> int:
+    if args.resume and not args.connect:
+        return _wrong_usage("stream: --resume needs --connect ADDRESS")
     return _while_read(_stream_rows, args)
 
 

@@ -31,12 +31,12 @@ from streamlstm.model_file import load
 REFUSED: Final = Report((), 0.0, False, "", "refused", False)
 NOTHING: Final = (math.nan, math.nan, math.nan)
 PLAIN: Final = {
-    "value above": "higher than any value before",
-    "value below": "lower than any value before",
-    "level above": "its recent average is higher than ever before",
-    "level below": "its recent average is lower than ever before",
-    "forecast above": "it stays further above its forecast than ever before",
-    "forecast below": "it stays further below its forecast than ever before",
+    "value above": "higher than the range it kept to",
+    "value below": "lower than the range it kept to",
+    "level above": "its recent average is higher than the range it kept to",
+    "level below": "its recent average is lower than the range it kept to",
+    "forecast above": "it stays further above its forecast than it used to",
+    "forecast below": "it stays further below its forecast than it used to",
 }
 
 
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
             tell.fact(what, path)
     refused = counted.rows["refused"]
     if refused:
-        first = counted.refusal
+        first = f"{_source(args)}, {counted.refusal}"
         print(f"streamlstm: {refused:,} row(s) were refused, the first in {first}", file=sys.stderr)
     return 1 if refused else 0
 
@@ -211,9 +211,13 @@ class Counted:
             self.watched[row.series].rows.append(row)
 
     def refuse(self, row: Row, why: InputError) -> None:
-        self.refusal = self.refusal or f"line {row.line}: {why}"
-        self.rows["refused"] += 1
+        self.leave_out(row.line, why)
         self.count(row, math.nan)
+
+    def leave_out(self, line: int, why: InputError) -> None:
+        # A model's sentence begins with the number of a reading, which is always 0 here.
+        self.refusal = self.refusal or f"line {line}: {str(why).replace('reading 0', 'the row')}"
+        self.rows["refused"] += 1
 
     def tell(self, tell: _Teller, engine: Engine) -> None:
         rows, series = self.rows, len(self.watched)
@@ -228,6 +232,22 @@ class Counted:
         tell.fact("warming up", f"{rows['warming']:,} rows, which can't alert")
         counters = engine.counters() | {"refused": rows["refused"]}
         tell.fact("counters", ", ".join(f"{name} {n:,}" for name, n in counters.items()))
+        for note in self._notes(counters, engine):
+            tell.fact("note", note)
+
+    def _notes(self, counters: dict[str, int], engine: Engine) -> Iterator[str]:
+        """What speaks against the model or the file."""
+        head = engine.model.head
+        assert head is not None
+        dropped = sum(counters[name] for name in ("repeated", "late", "early"))
+        if head.late == "drop" and dropped > 0.2 * self.rows["all"]:
+            every = f", one step every {head.step_s:g} s" if head.spacing == "grid" else ""
+            yield (
+                f"{dropped:,} rows were dropped: are they in the order of time, of one sensor "
+                f"(else name its column: --series), and as far apart as the model's{every}?"
+            )
+        if self.judged.rows and self.judged.off > 1.5 * self.judged.last_off:
+            yield "the forecasts are worse than the last value: is the model of such a sensor?"
 
 
 class _Teller:
@@ -290,7 +310,7 @@ def _score(
     head = engine.model.head
     assert head is not None
     with csv_events.open_csv(args.csv) as source:
-        for row in _rows(args, source, head):
+        for row in _rows(args, source, head, counted):
             watched = counted.watched.get(row.series)
             if watched is None:
                 session = engine.open(row.series or head.target.name)
@@ -306,28 +326,33 @@ def _score(
             if row.report.alert:
                 tell(_alert(row, head))
     if not counted.watched:
-        raise InputError(f"{_source(args)} holds no rows")
+        why = f", {counted.refusal}" if counted.refusal else " holds no rows"
+        raise InputError(f"{_source(args)}{why}")
 
 
-def _rows(args: argparse.Namespace, source: TextIO, head: Head) -> Iterator[Row]:
-    """The file's rows as they come. Raises InputError naming file and line."""
+def _rows(args: argparse.Namespace, source: TextIO, head: Head, counted: Counted) -> Iterator[Row]:
+    """The file's rows as they come; those that can't be read are counted and left out.
+
+    Raises InputError naming the file where its header does not fit, or its rows have no cells.
+    """
     inputs = [feature.name for feature in head.inputs]
     columns = csv_events.Columns(inputs, head.time, gaps=True)
     wanted = inputs if args.series is None else [args.series, *inputs]
     rows = csv_events.rows(source, replace(columns, names=wanted))
-    line = 0
     try:
         for line, cells in rows:
-            series = "" if args.series is None else cells.pop(0).strip()
-            if args.series is not None and not series:
-                raise InputError(f"column {args.series} is empty; it tells the row's series")
-            reading = csv_events.event(cells, columns)
+            try:
+                series = "" if args.series is None else cells.pop(0).strip()
+                if args.series is not None and not series:
+                    raise InputError(f"column {args.series} is empty; it tells the row's series")
+                reading = csv_events.event(cells, columns)
+            except InputError as error:
+                counted.leave_out(line, error)
+                continue
             time = "" if head.time is None else cells[0].strip()
             yield Row(series, line, time, reading, reading[head.time is not None])
     except InputError as error:
-        named = not line or str(error).startswith("line ")
-        where = f"{_source(args)}: " if named else f"{_source(args)}, line {line}: "
-        raise InputError(f"{where}{error}") from None
+        raise InputError(f"{_source(args)}: {error}") from None
 
 
 def _source(args: argparse.Namespace) -> str:

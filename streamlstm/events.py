@@ -68,9 +68,11 @@ def _by_name(event: Mapping[str, Any], names: Sequence[str]) -> Array:
     missing = [n for n in names if n not in event]
     unknown = [n for n in event if n not in names]
     if missing or unknown:
+        lacks = f"lacks {', '.join(missing)}" if missing else ""
+        has = f"has unknown {', '.join(map(str, unknown))}" if unknown else ""
         raise MissingInputError(
-            f"the event lacks {missing} and has unknown {unknown}; "
-            f"the model's inputs are {list(names)}"
+            f"the event {' and '.join(filter(None, (lacks, has)))}; the model's inputs are "
+            f"{', '.join(names)}"
         )
     columns = [_array(event[n]) for n in names]
     if len({a.shape for a in columns}) > 1:

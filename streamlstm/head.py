@@ -124,8 +124,8 @@ class Head:
     target, others: their mean and std scale. time: the time column's name, None where readings
     have no time and each is a step. step_s: seconds between steps. horizon: steps that the network
     forecasts directly. quantiles: an odd number, ascending, 0.5 in the middle. calendar: cycles
-    that the network is told. warm_up: steps of a session before it may alert. residuals: of each
-    step of the horizon, or none. Raises ModelError.
+    that the network is told. warm_up: values that a session reads before it may alert. residuals:
+    of each step of the horizon, or none. Raises ModelError.
     """
 
     target: Feature

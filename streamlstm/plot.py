@@ -150,4 +150,4 @@ def _draw_track(track: Track, above: Any, below: Any) -> None:
     below.plot(x(at), score, color=INK, lw=1, **bitmap)
     below.plot(x(track.at[track.alert]), track.score[track.alert], "o", color=FLAG, ms=3.6)
     below.axhline(ALERT, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-    below.set(ylim=(0, 1.05), ylabel="score", xlabel="" if track.timed else "line")
+    below.set(ylim=(0, 1.05), ylabel="score", xlabel="UTC" if track.timed else "line")

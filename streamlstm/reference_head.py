@@ -99,7 +99,7 @@ class Stream:
         x = np.asarray(reading, dtype=float)
         time_s, values = (math.nan, x) if self.head.time is None else (float(x[0]), x[1:])
         score, reason, status = self._read(time_s, values)
-        warming = self.steps <= self.head.warm_up
+        warming = self.scorer.scored <= self.head.warm_up
         alert = score >= h.ALERT and not warming
         code = h.STATUS.index(status)
         return np.array([*self._units(self._ahead(0)), score, alert, reason, code, warming])
@@ -144,7 +144,7 @@ class Stream:
     def _score(self, value: float, grid: int) -> tuple[float, int]:
         z, a = self._scaled(value, self.head.target)
         forecast = self._ahead(min(grid, self.head.horizon) - 1) if self.steps else np.array([a])
-        warming = self.steps < self.head.warm_up
+        warming = self.scorer.scored < self.head.warm_up
         unchanged = self.steps and z == self.z
         self.counts["unchanged"] = self.counts["unchanged"] + 1 if unchanged else 0
         self.z = z

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,7 +111,10 @@ class ProgressLine:
 def training_of_torch() -> Any:
     """streamlstm.training. Raises StreamLSTMError where there is no torch."""
     try:
-        from streamlstm import training  # noqa: PLC0415  (an extra)
+        with _interrupted_later():
+            from streamlstm import training  # noqa: PLC0415  (an extra)
+
+            importlib.import_module("torch._dynamo")  # else the first optimizer does it
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -116,6 +122,19 @@ def training_of_torch() -> Any:
             "training needs torch, which is not installed: pip install 'streamlstm[train]'"
         ) from None
     return training
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: within imports it becomes whatever they make of it."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _say(what: str, text: object) -> None:

@@ -189,7 +189,7 @@ def test_an_alert_is_one_line_in_plain_words(run):
     low, high = float(row["low"]), float(row["high"])
     assert line == (
         f"{row['time']}  flow  {flows[250]:.2f} l/s (expected {low:.2f} to {high:.2f}, "
-        f"score {float(row['score']):.2f}): higher than any value before"
+        f"score {float(row['score']):.2f}): higher than the range it kept to"
     )
 
 
@@ -257,10 +257,45 @@ def test_refused_rows_are_scored_as_such_and_end_in_exit_code_1(run):
     refused = [row for row in rows if row["status"] == "refused"]
     assert counters(shown)["refused"] == len(refused) > np.isnan(holed()[:, 1]).sum()
     assert complaints.startswith(
-        f"streamlstm: {len(refused)} row(s) were refused, the first in line {refused[0]['line']}: "
+        f"streamlstm: {len(refused)} row(s) were refused, the first in flow.csv, "
+        f"line {refused[0]['line']}: the row"
     )
     assert complaints.count("\n") == 1
     assert all(row["score"] == "0.0" and row["alert"] == "0" for row in refused)
+
+
+def test_a_row_that_can_not_be_read_does_not_end_the_watch(run):
+    lines = Path("flow.csv").read_text().splitlines()
+    lines[300:300] = [
+        "time,flow",
+        "1e9,abc",
+        "never,3",
+    ]  # a header again, as of a log that began anew
+    Path("flow.csv").write_text("\n".join(lines))
+    code, shown, complaints = run("flow.csv", "--model", "flow.safetensors")
+    assert code == 1
+    assert len(scores()) == len(holed())
+    assert counters(shown)["refused"] == 3
+    assert complaints.startswith(
+        "streamlstm: 3 row(s) were refused, the first in flow.csv, line 301"
+    )
+
+
+def test_a_file_that_does_not_fit_the_model_is_said(run):
+    fast = [[k * 60.0, 100 + 5 * np.sin(k)] for k in range(600)]
+    Path("flow.csv").write_text(text(np.array(fast)))
+    code, shown, _ = run("flow.csv", "--model", "flow.safetensors")
+    assert code == 0
+    dropped = counters(shown)["early"]
+    assert dropped > 500
+    assert f"\nnote         {dropped} rows were dropped: are they in the order of time" in shown
+    wrong = Head(replace(FLOW, mean=1e4), time="time", step_s=HOUR_S, warm_up=20)
+    bias = sl.Dense(np.zeros((3, 4)), np.full(3, 2.0))
+    model = last_value(wrong)
+    sl.Model([*model.layers[:-1], bias], head=wrong, dtype="f4").save("flow.safetensors")
+    Path("flow.csv").write_text(text(holed()))
+    shown = run("flow.csv", "--model", "flow.safetensors")[1]
+    assert "\nnote         the forecasts are worse than the last value" in shown
 
 
 def test_without_times_each_row_is_a_step(run):

@@ -340,7 +340,7 @@ def test_a_constant_series():
         ([1.7e9, math.inf], r"input\[1\] is inf; .* give NaN for a missing value"),
         ([1.7e9, 1e30], r"input\[1\] is 1e\+30; .* give NaN for a missing value"),
         ([1.7e9], r"events have shape \(1,\)"),
-        ({"flow": 1.0}, r"lacks \['time'\]"),
+        ({"flow": 1.0}, "lacks time; the model's inputs"),
     ],
 )
 def test_readings_that_are_none(reading, sentence):

@@ -57,7 +57,7 @@ def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def test_the_forecast(capsys):
     flow = sl.Feature("flow", "l/s", 100.0, 5.0)
     headed(sl.Head(flow, time="timestamp", step_s=HOUR_S, horizon=24)).save("flow.safetensors")
-    exec(FORECAST.replace("streamlstm/demo/data/water_flow.csv", str(WATER)), {})
+    exec(FORECAST.replace("water_flow.csv", str(WATER)), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 24
     assert re.fullmatch(r"[\d.]+ l/s, most likely [\d.]+ to [\d.]+", lines[0])

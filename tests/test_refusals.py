@@ -74,11 +74,11 @@ BAD_EVENTS = {
         errors.NonFiniteError,
         "input[2] is 3.4028234663852886e+38; an event must be finite, and within",
     ),
-    "a missing name": ({"flow": 1, "level": 2}, errors.MissingInputError, "lacks ['rain']"),
+    "a missing name": ({"flow": 1, "level": 2}, errors.MissingInputError, "lacks rain"),
     "an unknown name": (
         {"flow": 1, "level": 2, "rain": 3, "snow": 4},
         errors.MissingInputError,
-        "unknown ['snow']; the model's inputs are ['flow', 'level', 'rain']",
+        "unknown snow; the model's inputs are flow, level, rain",
     ),
     "uneven names": (
         {"flow": [1, 2], "level": 2, "rain": 3},

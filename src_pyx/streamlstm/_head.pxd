@@ -13,8 +13,8 @@ cdef enum:
     VALUE_LOW, VALUE_HIGH, LEVEL_LOW, LEVEL_HIGH, DRIFT_LOW, DRIFT_HIGH
     PEAK, AGE       # the score to exceed, and for how many steps
     LATE_RUN        # late readings dropped in a row
-    COUNTS          # and from here on the counters
-    UNCHANGED = COUNTS + 8
+    COUNTS = 17     # and from here on the counters
+    UNCHANGED = 25
     FIXED           # head.FIXED
 
 # In head.COUNTERS' order; UNCHANGED, the last, is set back.

@@ -290,7 +290,7 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
         take.score = worst / (worst + p.half)
     else:
         take.reason = 0
-    if s[SEEN] < p.warm_up:  # what is no alert holds none back
+    if s[SCORED] <= p.warm_up:  # what is no alert holds none back
         s[PEAK] = 0
 
 
@@ -313,7 +313,7 @@ cdef void absorb(const Plan* p, double* s, const floating* o) noexcept nogil:
 cdef void answer(const Plan* p, const double* s, const Take* take, double* y) noexcept nogil:
     """y [outputs]: quantiles of the next step in the target's unit, and the verdict."""
     cdef Py_ssize_t j
-    cdef bint warming = s[SEEN] <= p.warm_up
+    cdef bint warming = s[SCORED] <= p.warm_up
     for j in range(p.quantiles):
         y[j] = clamped(p, s[A] + s[FIXED + j])
     in_units(p, y, p.quantiles)

@@ -94,6 +94,7 @@ REATTACH_S: Final = 0.2
 HELLO_S_MAX: Final = 5.0
 """A new client's patience: an address where nobody is should be told soon."""
 
+_DTYPES: Final = {name: np.dtype(name) for name in ("float32", "float64")}
 _REPLY_LIMITS: Final = wire.Limits(
     frame_bytes=1 << 30,
     items=1 << 20,
@@ -741,7 +742,7 @@ class ClientProtocol:
             RemoteModel(
                 model["name"],
                 model["fingerprint"],
-                np.dtype(model["dtype"]),
+                _DTYPES[model["dtype"]],
                 model["inputs"],
                 model["outputs"],
                 model.get("run_rows"),
@@ -898,7 +899,7 @@ class ClientProtocol:
         sent = session.flight[-1] is not call
         self._finish(call, error=error)
         ledger, row = session.ledger, session.row
-        if type(seq) is int and seq > ledger.row_seqs[row]:
+        if type(seq) is int and ledger.row_seqs[row] < seq < 2**63:
             ledger.row_seqs[row] = seq
         self._end_session(session, QUARANTINED, now, flight=False)
         for each in behind:

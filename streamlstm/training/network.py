@@ -206,13 +206,12 @@ def _held_out(series: Sequence[Steps]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
-    """One thread and its own random numbers, so that the same seed gives the same bits.
+    """One thread and its own random numbers, so that the same seed gives the same bits: what is
+    used here is deterministic on a CPU.
 
     And float32 on the CPU with gradients, whatever the caller made PyTorch's default.
     """
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with (
             torch.random.fork_rng(devices=[]),
@@ -222,13 +221,11 @@ def _alone(seed: int) -> Iterator[None]:
         ):
             torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)
-            torch.use_deterministic_algorithms(True)
             torch.manual_seed(seed)
             yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def _on_cpu() -> AbstractContextManager[Any]:

@@ -104,7 +104,7 @@ def test_given_events():
         ({"x": np.ones((0, 3))}, ShapeError, "x holds no events; give 1 or more"),
         ({"x": [["a", "b", "c"]]}, DtypeError, "events must be real numbers"),
         ({"x": np.full((2, 3), np.nan)}, NonFiniteError, "nan"),
-        ({"x": {"x0": [1], "x1": [1]}}, MissingInputError, "lacks ['x2']"),
+        ({"x": {"x0": [1], "x1": [1]}}, MissingInputError, "lacks x2"),
         ({"steps": 0}, ShapeError, "steps is 0; give 1 or more"),
     ],
 )

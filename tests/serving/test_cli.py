@@ -63,6 +63,8 @@ def test_help_names_commands_and_exit_codes() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
+        ["serve", "m.safetensors", "--bind", "tcp://127.0.0.1:99999"],
+        ["stream", "m.safetensors", "--resume"],
         [],
         ["dance"],
         ["serve"],

@@ -514,6 +514,18 @@ def test_a_hello_whose_head_can_not_be_read(client: ClientProtocol, text: str) -
     assert isinstance(call.error, ProtocolError)
 
 
+@pytest.mark.parametrize("dtype", ["f4,(", "O", None, 4, []])
+def test_a_hello_whose_dtype_is_none(client: ClientProtocol, dtype: Any) -> None:
+    talk = start(headed(HOURLY))
+    call = client.say_hello(now=0.0)
+    talk.protocol.receive(b"A", client.outgoing(), 0.0)
+    ((_, reply),) = talk.protocol.step(0.0)
+    info = msgpack.unpackb(reply)[3]
+    info["models"][0]["dtype"] = dtype
+    client.receive(wire.Encoder().ok(call.ident, info), 0.0)
+    assert isinstance(call.error, ProtocolError)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_each_refused_reading_counts_once(alone: bool) -> None:
     talk = start(headed(replace(HOURLY, missing="reject")))
