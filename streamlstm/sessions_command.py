@@ -26,7 +26,7 @@ from streamlstm.errors import (
     StoreError,
     StreamLSTMError,
 )
-from streamlstm.store import ModelRow, SessionRow, Store, open_store, read_store
+from streamlstm.store import ModelRow, Reader, SessionRow, open_store, read_store
 from streamlstm.store.directory import server_of
 from streamlstm.store.salvage import accept_loss
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 # --- all sessions ---------------------------------------------------------------------------------
 
 
-def _list(store: Store, args: argparse.Namespace) -> None:
+def _list(store: Reader, args: argparse.Namespace) -> None:
     models = {m.id: m for m in store.models if _is_model(m, args.model)}
     if args.model and not models:
         raise _no_model(store, args.model)
@@ -106,12 +106,12 @@ def _is_model(model: ModelRow, wanted: str | None) -> bool:
     return wanted is None or model.name == wanted or model.fingerprint.startswith(wanted)
 
 
-def _no_model(store: Store, wanted: str) -> StreamLSTMError:
+def _no_model(store: Reader, wanted: str) -> StreamLSTMError:
     known = ", ".join(f"{m.name} ({m.fingerprint[:12]})" for m in store.models) or "none"
     return StoreError(f"no model {wanted}; the directory has {known}")
 
 
-def _say_how_old(store: Store, directory: Path) -> None:
+def _say_how_old(store: Reader, directory: Path) -> None:
     holder = server_of(directory)
     parts = []
     if holder is not None:
@@ -125,7 +125,7 @@ def _say_how_old(store: Store, directory: Path) -> None:
 # --- one session ----------------------------------------------------------------------------------
 
 
-def _found(store: Store, name: str, wanted: str | None) -> tuple[ModelRow, SessionRow]:
+def _found(store: Reader, name: str, wanted: str | None) -> tuple[ModelRow, SessionRow]:
     models = [m for m in store.models if _is_model(m, wanted)]
     if wanted and not models:
         raise _no_model(store, wanted)

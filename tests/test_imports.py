@@ -75,7 +75,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # And the same inside the rooms of many modules, which import from below only.
 INSIDE = {
-    "store": [{"rows", "wal"}, {"database"}, {"directory"}, {"salvage"}, {"__init__"}],
+    "store": [{"rows", "wal"}, {"reading"}, {"database"}, {"directory"}, {"salvage"}, {"__init__"}],
     "training": [{"history", "network"}, {"evaluation"}, {"__init__"}],
     "serving": [
         {"__init__"},

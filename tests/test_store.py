@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
 from streamlstm.store import SessionRow, Store, open_store, read_store
 from streamlstm.store import directory as store_directory
+from streamlstm.store.reading import RECORDS_AT_ONCE
 
 PUMP = ("pump", "f" * 64, "float32", 4, ((2, 2),))
 
@@ -49,21 +50,20 @@ def test_rows_round_trip(store: Store) -> None:
         assert store.get(row.id) == row
         assert store.find(1, row.name) == row
     store.commit()
-    assert list(store.ids(1)) == [1, 2, 3]
     assert list(store.names(1)) == sorted((r.id, r.name) for r in rows)
     assert (store.count(1), store.count(2), store.last_id) == (3, 0, 3)
     later = replace(rows[0], seq=8, epoch=4, state=b"", answers=b"x" * 50_000)
     store.put([later])
     assert store.get(3) == later
     store.delete([1, 3, 99])
-    assert list(store.ids(1)) == [2]
+    assert list(store.names(1)) == [(2, rows[2].name)]
     assert store.get(1) is store.find(1, "s-1") is store.find(1, "\ud800") is None
     assert list(store.check()) == []
 
 
 def test_more_rows_than_are_read_at_once(store: Store) -> None:
     store.put(a_row(id) for id in range(1, 2502))
-    for id in store.ids(1):
+    for id, _ in store.names(1):
         store.delete([id])  # while they are gone through
     assert store.count(1) == 0
 
@@ -205,18 +205,38 @@ class TestOpening:
         store.commit()
         with closing(read_store(tmp_path / "state")) as reader:
             store.put([a_row(2)])
-            assert list(reader.ids(1)) == [1]
             store.commit()
-            assert list(reader.ids(1)) == [1, 2]
-            with pytest.raises(StoreError, match="readonly"):
-                reader.append(b"a")
+            assert list(reader.names(1)) == [(1, "s-1")]  # as it was when it was opened
+        with closing(read_store(tmp_path / "state")) as reader:
+            assert list(reader.names(1)) == [(1, "s-1"), (2, "s-2")]
+
+    def test_what_is_read_fits_together_whatever_the_server_does_meanwhile(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        last = 0
+        for _ in range(2 * RECORDS_AT_ONCE):
+            last = store.append(b"a")
+        store.commit()
+        with closing(read_store(tmp_path / "state")) as reader:
+            journal = reader.journal()
+            read = [next(journal)]
+            store.trim(last)  # the server's checkpoint, between two pages of the reader
+            store.append(b"b")
+            store.commit()
+            assert [*read, *journal] == [(id, b"a") for id in range(1, last + 1)]
+            assert list(reader.check()) == []
+
+    def test_a_database_without_tables(self, tmp_path: Path) -> None:
+        (tmp_path / "sessions.db").touch()
+        with pytest.raises(StoreError, match="holds nothing yet: no server has used it"):
+            read_store(tmp_path)
 
     def test_reading_after_a_crash(self, store: Store, tmp_path: Path) -> None:
         store.put([a_row(1)])
         store.commit()
         crashed = copied(tmp_path / "state", tmp_path / "crashed")
         with closing(read_store(crashed)) as reader:
-            assert list(reader.ids(1)) == [1]
+            assert list(reader.names(1)) == [(1, "s-1")]
         assert (crashed / "sessions.db-wal").stat().st_size
 
     def test_no_store(self, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ both. Nobody repairs by himself: `streamlstm sessions DIR --accept-loss` (salvag
 from what is whole, keeps the damaged files, and says what is gone.
 
     rows       what the tables hold, and its checksums
-    database   Store: transactions and reading on a connection
+    reading    Reader: what a database holds, checked as it is read
+    database   Store: a Reader that writes, in transactions
     directory  a Store's files: opening, the lock, damage refused
     wal        damage in SQLite's log
     salvage    a new database from what is whole of a damaged one
@@ -27,6 +28,15 @@ from what is whole, keeps the damaged files, and says what is gone.
 
 from streamlstm.store.database import Store
 from streamlstm.store.directory import open_store, read_store
+from streamlstm.store.reading import Reader
 from streamlstm.store.rows import ModelRow, SessionRow, SessionSummary
 
-__all__ = ["ModelRow", "SessionRow", "SessionSummary", "Store", "open_store", "read_store"]
+__all__ = [
+    "ModelRow",
+    "Reader",
+    "SessionRow",
+    "SessionSummary",
+    "Store",
+    "open_store",
+    "read_store",
+]

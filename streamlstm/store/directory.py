@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from streamlstm.errors import StoreDamagedError, StoreError
-from streamlstm.store.database import Store, failure, is_empty, way_out
+from streamlstm.store.database import Store
+from streamlstm.store.reading import Reader, failure, is_empty, way_out
 from streamlstm.store.wal import find_damage
 
-S = TypeVar("S", bound=Store)
+R = TypeVar("R", bound=Reader)
 
 DATABASE: Final = "sessions.db"
 LOCK: Final = "lock"
@@ -114,18 +115,21 @@ def create_store(database: Path, durability: str, lock: int | None = None) -> St
         raise
 
 
-def read_store(directory: Path) -> Store:
-    """A Store that only reads, also beside a running server. Raises as open_store does."""
+def read_store(directory: Path) -> Reader:
+    """What a directory holds, also beside a running server. Raises as open_store does."""
     directory = Path(directory)
     if not (directory / DATABASE).is_file():
         raise StoreError(f"{directory} is no state directory: it has no file {DATABASE}")
     if server_of(directory) is None:
         refuse_damage(directory)
-    return read_database(directory / DATABASE, Store)
+    return read_database(directory / DATABASE, Reader)
 
 
-def read_database(database: Path, kind: Callable[[sqlite3.Connection, str], S]) -> S:
-    """A Store, or one of another `kind`, that only reads the file. Raises StoreError."""
+def read_database(database: Path, kind: Callable[[sqlite3.Connection], R]) -> R:
+    """A Reader, or one of another `kind`, of the file as it is now. Raises StoreError.
+
+    All reads are one transaction, so that they fit together beside a server that writes.
+    """
     address = f"{database.absolute().as_uri()}?mode=ro"
     try:
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_S)
@@ -133,7 +137,8 @@ def read_database(database: Path, kind: Callable[[sqlite3.Connection, str], S]) 
         raise failure(str(database), error, "opened") from error
     try:
         connection.execute("PRAGMA cell_size_check=ON")
-        return kind(connection, "async")
+        connection.execute("BEGIN")
+        return kind(connection)
     except BaseException:
         connection.close()
         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from streamlstm.errors import StoreDamagedError, StoreError
-from streamlstm.store.database import MODELS, Store
+from streamlstm.store.database import Store
 from streamlstm.store.directory import (
     DATABASE,
     INTERRUPTED,
@@ -26,6 +26,7 @@ from streamlstm.store.directory import (
     sync_directory,
     take_lock,
 )
+from streamlstm.store.reading import MODELS, Reader
 from streamlstm.store.rows import ModelRow
 from streamlstm.store.wal import find_damage
 
@@ -68,7 +69,7 @@ def _is_whole(database: Path) -> bool:
     if find_damage(database) is not None:
         return False
     try:
-        with closing(read_database(database, Store)) as store:
+        with closing(read_database(database, Reader)) as store:
             return not any(True for _ in store.check())
     except StoreDamagedError:
         return False
@@ -105,7 +106,7 @@ def _copy(damaged: Path, new: Path) -> list[str]:
     if not Path(f"{damaged}-wal").exists():
         lost.append("the log was not there: what was committed last")
     try:
-        old = read_database(damaged, _DamagedStore)
+        old = read_database(damaged, _DamagedReader)
     except StoreDamagedError as error:
         raise StoreDamagedError(
             f"nothing of {damaged} can be read; bring back a copy of {new.parent}, "
@@ -127,7 +128,7 @@ def _copy(damaged: Path, new: Path) -> list[str]:
     return lost + old.lost
 
 
-def _copy_sessions(old: _DamagedStore, store: Store) -> Iterator[str]:
+def _copy_sessions(old: _DamagedReader, store: Store) -> Iterator[str]:
     known = {model.id for model in old.models}
     for id in old.session_ids():
         try:
@@ -141,12 +142,12 @@ def _copy_sessions(old: _DamagedStore, store: Store) -> Iterator[str]:
             store.put([row])
 
 
-class _DamagedStore(Store):
+class _DamagedReader(Reader):
     """Goes on behind damage. lost: sentences on what only the way there can tell."""
 
-    def __init__(self, connection: sqlite3.Connection, durability: str) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self.lost: list[str] = []
-        super().__init__(connection, durability)
+        super().__init__(connection)
 
     def _read_models(self) -> Iterator[ModelRow]:
         for columns in self._fetch(MODELS):
