@@ -1,18 +1,36 @@
 """Streaming LSTM inference: stateful sessions, stepped one event at a time.
 
 Names are imported when they are first used: `import streamlstm` brings in neither zmq
-nor torch, and a client brings in no engine.
+nor torch, and a client brings in no engine. All errors are in `errors`, the common ones here too.
 """
 
 from __future__ import annotations
 
 import importlib
+import os.path
+import sys
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamlstm import errors
     from streamlstm._engine import Group
     from streamlstm.engine import Engine, Session, State
-    from streamlstm.errors import StreamLSTMError
+    from streamlstm.errors import (
+        CapacityError,
+        DeadlineError,
+        EngineError,
+        InputError,
+        ModelError,
+        ServerBusyError,
+        ServerTimeoutError,
+        ServiceError,
+        SessionError,
+        SessionExistsError,
+        SessionUnknownError,
+        StoreError,
+        StreamLSTMError,
+    )
     from streamlstm.feature import Feature
     from streamlstm.head import Head
     from streamlstm.importers import from_torch, import_model
@@ -28,19 +46,31 @@ __version__ = "0.1.0"
 _HOME = {
     "Activation": "layers",
     "AsyncClient": "serving.client",
+    "CapacityError": "errors",
     "Client": "serving.client",
+    "DeadlineError": "errors",
     "Dense": "layers",
     "Embedding": "layers",
     "Engine": "engine",
+    "EngineError": "errors",
     "Feature": "feature",
     "GRU": "layers",
     "Group": "_engine",
     "Head": "head",
+    "InputError": "errors",
     "LSTM": "layers",
     "Model": "model",
+    "ModelError": "errors",
     "Proof": "importers.verify",
+    "ServerBusyError": "errors",
+    "ServerTimeoutError": "errors",
+    "ServiceError": "errors",
     "Session": "engine",
+    "SessionError": "errors",
+    "SessionExistsError": "errors",
+    "SessionUnknownError": "errors",
     "State": "engine",
+    "StoreError": "errors",
     "StreamLSTMError": "errors",
     "from_torch": "importers",
     "import_model": "importers",
@@ -54,18 +84,31 @@ __all__ = [
     "LSTM",
     "Activation",
     "AsyncClient",
+    "CapacityError",
     "Client",
+    "DeadlineError",
     "Dense",
     "Embedding",
     "Engine",
+    "EngineError",
     "Feature",
     "Group",
     "Head",
+    "InputError",
     "Model",
+    "ModelError",
     "Proof",
+    "ServerBusyError",
+    "ServerTimeoutError",
+    "ServiceError",
     "Session",
+    "SessionError",
+    "SessionExistsError",
+    "SessionUnknownError",
     "State",
+    "StoreError",
     "StreamLSTMError",
+    "errors",
     "from_torch",
     "import_model",
     "load",
@@ -75,6 +118,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("streamlstm.errors")
     if name not in _HOME:
         raise AttributeError(f"module 'streamlstm' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"streamlstm.{_HOME[name]}"), name)
@@ -83,4 +128,25 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return [*__all__, "__version__"]
+
+
+def _is_built(folder: str) -> bool:
+    return PathFinder.find_spec("streamlstm._engine", [folder]) is not None
+
+
+def _stand_aside() -> None:
+    """A source folder has no compiled modules, and `python` started beside it finds it first:
+    the installed package then takes its place in this very module."""
+    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    others = [folder for folder in sys.path if os.path.realpath(folder) != here]
+    spec = PathFinder.find_spec("streamlstm", others)
+    if spec is None or spec.loader is None or not _is_built(os.path.dirname(str(spec.origin))):
+        return  # the first compiled module that is missed says what to do
+    found = {"__file__": spec.origin, "__path__": spec.submodule_search_locations, "__spec__": spec}
+    globals().update(found)
+    spec.loader.exec_module(sys.modules[__name__])
+
+
+if not _is_built(__path__[0]):
+    _stand_aside()

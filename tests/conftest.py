@@ -17,16 +17,10 @@ from packages import Packages, git_files
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 if importlib.util.find_spec("streamlstm._engine") is None:
-    found = importlib.util.find_spec("streamlstm")
-    where = Path(found.origin).parent if found and found.origin else "nowhere"
     pytest.exit(
-        f"streamlstm is found at {where}, without its compiled modules: run "
-        "`pip install '.[test]' && pytest` (not `python -m pytest`, which puts this folder first)",
+        "streamlstm is not installed: run `pip install '.[test]' && pytest`",
         returncode=pytest.ExitCode.USAGE_ERROR,
     )
-
-# Python processes that tests start must not find ./streamlstm first either.
-os.environ["PYTHONSAFEPATH"] = "1"
 
 # Under a shell's background job Ctrl-C is ignored, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -46,8 +46,9 @@ def test_importing_brings_in_no_more(statement, absent, tmp_path):
 
 def test_public_names():
     for name in streamlstm.__all__:
-        assert getattr(streamlstm, name).__name__ == name
-        assert name in dir(streamlstm)
+        assert getattr(streamlstm, name).__name__ in (name, f"streamlstm.{name}")
+    assert dir(streamlstm) == sorted([*streamlstm.__all__, "__version__"])
+    assert streamlstm.errors.InputError is streamlstm.InputError
     with pytest.raises(AttributeError, match="module 'streamlstm' has no attribute 'nothing'"):
         streamlstm.nothing  # noqa: B018
     assert streamlstm.__version__ == version("streamlstm")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,14 +34,12 @@ pytestmark = [
 
 
 def run(script: str, *options: str) -> None:
-    """A campaign as a process; its own folder must be its path, so no PYTHONSAFEPATH."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    """A campaign as a process."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / script), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
     )
     try:
         printed, _ = process.communicate(timeout=LONGEST_S)
