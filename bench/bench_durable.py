@@ -105,7 +105,7 @@ class Direct:
         self._decode = wire.Decoder().reply
 
     def ask(self, op: str, *fields: Any) -> Any:
-        self.protocol.receive(b"bench", [self._encoder.request(op, 1, fields)], 0.0)
+        self.protocol.receive(b"bench", [self._encoder.request(op, 1, fields)])
         ((_, reply),) = self.protocol.step(0.0)
         answer = self._decode(reply)
         if answer[1] != "ok":

@@ -133,9 +133,9 @@ class Broker:
             self._drain_socket()
             now = clock()
             self._send(protocol.step(now))
-            if now >= next_tick_s:
+            if now >= next_tick_s and self._is_drained():
                 next_tick_s = now + TICK_S
-                self._tick(now)
+                self._tick()
         log("draining", pending=protocol.pending)
         self._finish()
 
@@ -188,13 +188,17 @@ class Broker:
             pass
         return received
 
+    def _is_drained(self) -> bool:
+        """Whether all that has arrived was received and done."""
+        return not self._protocol.pending and not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN
+
     def _receive(self, peer: bytes) -> None:
         """The rest of a message; of too many frames only as many are kept as show that."""
         sock = self._socket
         frames = [sock.recv()]  # a ROUTER's message has its peer and at least one frame
         while sock.get(_RCVMORE):
             frames[1:] = [sock.recv()]
-        self._protocol.receive(peer, frames, self._clock())
+        self._protocol.receive(peer, frames)
 
     def _send(self, replies: list[Reply]) -> None:
         send, overrun = self._socket.send, self._protocol.overrun
@@ -226,10 +230,10 @@ class Broker:
                     raise
             self._protocol.mend(peer)
 
-    def _tick(self, now: float) -> None:
+    def _tick(self) -> None:
         self._mend()
         before = self._protocol.evicted
-        self._protocol.tick(now)
+        self._protocol.tick()
         evicted = self._protocol.evicted - before
         if evicted:
             log("evicted", sessions=evicted)

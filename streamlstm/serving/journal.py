@@ -139,7 +139,7 @@ class Journal:
 
     # --- reading ---
 
-    def recover(self, sessions: Sequence[Sessions], now: float) -> None:
+    def recover(self, sessions: Sequence[Sessions]) -> None:
         """Bring every session to where its last committed change left it.
 
         Raises StoreMismatchError when a record was written under another arithmetic class,
@@ -149,7 +149,7 @@ class Journal:
         by_model = {owner.model_id: owner for owner in sessions}
         ended = {change[1] for _, change in self._read() if change[0] == "end"}
         self.replaying = True
-        replay = _Replay(self, by_model, ended, now)
+        replay = _Replay(self, by_model, ended)
         last = 0
         for last, change in self._read():  # noqa: B007
             replay.apply(change)
@@ -205,13 +205,10 @@ class _GivenUpError(Exception):
 class _Replay:
     """Applies changes to sessions as the server did."""
 
-    def __init__(
-        self, journal: Journal, by_model: dict[int, Sessions], ended: set[int], now: float
-    ) -> None:
+    def __init__(self, journal: Journal, by_model: dict[int, Sessions], ended: set[int]) -> None:
         self._journal = journal
         self._by_model = by_model
         self._ended = ended
-        self._now = now
         self._places: dict[int, tuple[Sessions, int]] = {}  # by session id
         self._trusted: set[int] = set()
         # After --accept-loss: changes of sessions that were given up have nothing to follow.
@@ -230,7 +227,7 @@ class _Replay:
         if session_id in self._ended or self._journal.store.get(session_id) is not None:
             return
         numbers = None if state is None else np.frombuffer(state, owner.dtype)
-        slot = owner.open(name, token, self._now, numbers, epoch)
+        slot = owner.open(name, token, 0.0, numbers, epoch)
         owner.table.ids[slot] = session_id
         self._places[session_id] = owner, slot
 
@@ -320,7 +317,7 @@ class _Replay:
                     f"the journal has a change of session {session_id}, which was never opened"
                 )
             owner = self._owner(row.model)
-            slot = owner.find(row.name, self._now)
+            slot = owner.find(row.name, 0.0)
             assert slot is not None
             place = self._places[session_id] = owner, slot
         return place

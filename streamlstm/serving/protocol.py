@@ -5,8 +5,12 @@ Two verbs. `receive` decodes a message, checks who may do it and queues it
 commits it (journal.py) and returns the replies: what is told is committed.
 
 `tick` evicts sessions nobody used, `drain` begins the end. Times are seconds
-of any clock that does not go backwards, and come from the caller; the store
-and the engines do too.
+of any clock, and come from the caller; the store and the engines do too.
+
+A session is idle for as long as the server served and heard nothing of it. A
+server that stood still (a paused machine, a hung disk) heard nobody, and a clock
+that jumps says nothing: of the time between two steps no more than SERVED_S_MAX
+counts.
 """
 
 from __future__ import annotations
@@ -66,6 +70,9 @@ Reply = tuple[bytes, bytes]
 
 NOTICE_SESSIONS_MAX: Final = 1000
 EVICTIONS_PER_TICK_MAX: Final = 4096
+SERVED_S_MAX: Final = 0.5
+"""Between two steps: an idle server makes one each 0.2 s."""
+
 BULKS_OF_A_PEER_MAX: Final = 16
 _SLOT_MASK: Final = (1 << HANDLE_BITS) - 1
 _ALWAYS_ANSWERED: Final = frozenset({"hello", "stats"})
@@ -129,9 +136,10 @@ class ServerProtocol:
             names = ", ".join(sessions.name for sessions in self.tables)
             raise ModelError(f"a server needs models of different names, got: {names or 'none'}")
         if self.journal is not None:
-            self.journal.recover(self.tables, now)
+            self.journal.recover(self.tables)
         self.state = ServerState.RUNNING
-        self.undeliverable = 0  # counted by whoever sends
+        self.undeliverable = 0  # replies and notices, counted by whoever sends
+        self._dropped = 0  # messages of peers that do not read, left undone
         self.overrun: set[bytes] = set()  # peers with too many replies unread
         self.overruns = 0
         self._limits = limits or wire.Limits()
@@ -146,6 +154,7 @@ class ServerProtocol:
         self._clock = clock
         self._report = report
         self._started_s = self._now = now
+        self._served_s = 0.0
         self._peers: dict[bytes, Peer] = {}
         self._peers_made = 0
         self._out: list[Reply] = []
@@ -168,11 +177,11 @@ class ServerProtocol:
 
     # --- the verbs ---
 
-    def receive(self, peer: bytes, frames: Sequence[bytes], now: float) -> None:
+    def receive(self, peer: bytes, frames: Sequence[bytes]) -> None:
         """Take one message; refusals that need no engine are answered by the next `step`."""
         self._messages += 1
         if self.overrun and peer in self.overrun:
-            self.undeliverable += 1  # a reply could not leave, so nothing is done
+            self._dropped += 1  # a reply could not leave, so nothing is done
             return
         ident: wire.Ident = None
         try:
@@ -186,13 +195,13 @@ class ServerProtocol:
             if self._rounds.pending and op not in _ALWAYS_ANSWERED:
                 self._rounds.admit(owner, request.size)
             if op == "steps":
-                self._place_bulk(request, now)
+                self._place_bulk(request)
             elif op == "open":
                 self._place_open(request)
             elif op in _ALWAYS_ANSWERED:
                 self._put(request, self._rounds.earliest)
             else:
-                self._place(request, now)
+                self._place(request)
         except wire.BadMessageError as error:
             self._refuse(peer, error.ident, error)
         except StreamLSTMError as error:
@@ -208,6 +217,7 @@ class ServerProtocol:
         0. Raises StoreError when it could not be committed: the server must end, and what it did
         since the last turn never was.
         """
+        self._served_s += min(max(now - self._now, 0.0), SERVED_S_MAX)
         self._now = now
         requests = self._rounds.take()
         started_s = 0.0 if self._clock is None else self._clock()
@@ -224,14 +234,19 @@ class ServerProtocol:
         self._replies += len(out)
         return out
 
-    def tick(self, now: float) -> None:
-        """Evict sessions idle longer than the time-to-live; the next `step` tells the owners."""
+    def tick(self) -> None:
+        """Evict sessions idle longer than the time-to-live; the next `step` tells the owners.
+
+        For when everything that arrived was received: what still lies in the socket was not heard.
+        """
         if self._ttl_s is None:
             return
         for sessions in self.tables:
             table = sessions.table
             lost: dict[int, tuple[Peer, list[tuple[str, int, int, int]]]] = {}
-            idle = table.idle(now - self._ttl_s, self._rounds.number, EVICTIONS_PER_TICK_MAX)
+            idle = table.idle(
+                self._served_s - self._ttl_s, self._rounds.number, EVICTIONS_PER_TICK_MAX
+            )
             for slot in idle:
                 peer = table.peers[slot]
                 if peer is not None:
@@ -243,7 +258,7 @@ class ServerProtocol:
                 for start in range(0, len(entries), NOTICE_SESSIONS_MAX):
                     self._notify(peer, "evicted", entries[start : start + NOTICE_SESSIONS_MAX])
                 self._forget_if_done(peer)
-        if not self._swept and now - self._started_s > self._ttl_s:
+        if not self._swept and self._served_s > self._ttl_s:
             # Stored sessions that nobody opened since the start have no slot to be idle in.
             self._swept = not any(s.sweep(EVICTIONS_PER_TICK_MAX) for s in self.tables)
 
@@ -255,7 +270,7 @@ class ServerProtocol:
         self.overrun.add(address)
         self.overruns += 1
         dropped = self._rounds.drop(address)
-        self.undeliverable += len(dropped)
+        self._dropped += len(dropped)
         for request in dropped:
             self._forget_if_done(request.peer)
 
@@ -297,7 +312,7 @@ class ServerProtocol:
 
     # --- who may, and in which round ---
 
-    def _place(self, request: Request, now: float) -> None:
+    def _place(self, request: Request) -> None:
         """Queue a message for one session after that session's last one."""
         handle, epoch = request.fields[:2]
         slot = handle & _SLOT_MASK
@@ -314,15 +329,15 @@ class ServerProtocol:
         elif request.op == "forecast":
             request.work += sessions.forecast_work(request.fields[-1])
         number = self._rounds.after(table.row_rounds[slot], sessions.answers.window)
-        table.row_active_s[slot] = now
+        table.row_active_s[slot] = self._served_s
         table.row_rounds[slot] = number
         self._put(request, number)
 
-    def _place_bulk(self, request: Request, now: float) -> None:
+    def _place_bulk(self, request: Request) -> None:
         bulk = self._bulk(request)
         table, slots = bulk.sessions.table, bulk.slots
         number = self._rounds.after(int(table.rounds[slots].max()), bulk.sessions.answers.window)
-        table.active_s[slots] = now
+        table.active_s[slots] = self._served_s
         table.rounds[slots] = number
         request.sessions, request.bulk = bulk.sessions, bulk
         request.work += len(slots) * bulk.sessions.parameters
@@ -688,13 +703,13 @@ class ServerProtocol:
         sessions = request.sessions
         assert sessions is not None
         name, _, resume, epoch, token = request.fields
-        slot = sessions.find(name, self._now)
+        slot = sessions.find(name, self._served_s)
         if slot is None:
             if resume and epoch is not None:
                 sessions.check_model(name)
                 raise _UnknownNameError(name)
-            slot = sessions.open(name, token or 0, self._now)
-            sessions.table.own(slot, request.peer, self._now)
+            slot = sessions.open(name, token or 0, self._served_s)
+            sessions.table.own(slot, request.peer, self._served_s)
         elif token and sessions.table.tokens[slot] == token:
             self._hand_over(sessions, slot, request.peer)  # the same request again
         elif not resume:
@@ -713,13 +728,13 @@ class ServerProtocol:
         sessions = request.sessions
         assert sessions is not None
         _, _, seq, name, token = request.fields
-        slot = sessions.find(name, self._now)
+        slot = sessions.find(name, self._served_s)
         if slot is None:
             last = sessions.table.row_seqs[request.slot]
             if seq is not None and seq != last:
                 raise WrongSeqError(seq, last + 1)
-            slot = sessions.fork(request.slot, name, token or 0, self._now)
-            sessions.table.own(slot, request.peer, self._now)
+            slot = sessions.fork(request.slot, name, token or 0, self._served_s)
+            sessions.table.own(slot, request.peer, self._served_s)
         elif token and sessions.table.tokens[slot] == token:
             self._hand_over(sessions, slot, request.peer)
         else:
@@ -734,7 +749,7 @@ class ServerProtocol:
         if old is not None:
             self._notify(old, "fenced", [entry])
             self._forget_if_done(old)
-        sessions.table.own(slot, peer, self._now)
+        sessions.table.own(slot, peer, self._served_s)
 
     def _opened(self, request: Request, sessions: Sessions, slot: int) -> bytes:
         _, handle, epoch, seq = self._entry(sessions, slot)
@@ -786,6 +801,7 @@ class ServerProtocol:
             "messages": self._messages,
             "replies": self._replies,
             "undeliverable": self.undeliverable,
+            "dropped": self._dropped,
             "overruns": self.overruns,
             "errors": dict(self._errors),
             "models": {

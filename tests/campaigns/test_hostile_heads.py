@@ -39,7 +39,7 @@ def test_hostile_messages(strict: bool) -> None:
     for k in range(MESSAGES):
         if k % 20 == 0:
             hostile.own = [talk.open(f"own{k}", resume=True, peer=b"H") for k in range(3)]
-        talk.protocol.receive(b"H", hostile.draw(), talk.now)
+        talk.protocol.receive(b"H", hostile.draw())
         for peer, reply in talk.protocol.step(talk.now):
             _, status, _, code, *_ = msgpack.unpackb(reply, strict_map_key=False)
             told[code if status == "error" else status] += peer == b"H"

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from serving.fake_engine import Engine, State
-from streamlstm.serving.protocol import ServerProtocol
+from streamlstm.serving.protocol import SERVED_S_MAX, ServerProtocol
 
 At = tuple[int, int]
 """Handle and epoch of a session."""
@@ -56,12 +56,18 @@ class Talk:
         self.protocol = ServerProtocol(self.engines, read_state, server="test", **options)
 
     def send(self, *items: Any, peer: bytes = b"A") -> None:
-        self.protocol.receive(peer, [pack(1, *items)], self.now)
+        self.protocol.receive(peer, [pack(1, *items)])
 
     def step(self) -> list[tuple[bytes, list[Any]]]:
         """One round's replies as (peer, items without the version)."""
         replies = self.protocol.step(self.now)
         return [(peer, msgpack.unpackb(reply)[1:]) for peer, reply in replies]
+
+    def serve_until(self, now: float) -> None:
+        """Be there, and hear nothing: a longer step would count as standing still."""
+        while self.now < now:
+            self.now = min(now, self.now + SERVED_S_MAX)
+            assert self.step() == []
 
     def settle(self) -> list[tuple[bytes, list[Any]]]:
         """Rounds until nothing is pending."""

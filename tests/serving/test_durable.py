@@ -221,9 +221,9 @@ def test_every_end_is_replayed(disk: Disk) -> None:
     for name in ("closed", "again"):
         talk.done("close", 0, *talk.open(name, resume=True))
     talk.done(*event(talk.open("again"), 1, 4))
-    talk.now = 11.0
+    talk.serve_until(11.0)
     talk.done(*event(talk.open("again", resume=True), 2, 4))
-    talk.protocol.tick(talk.now)
+    talk.protocol.tick()
     talk.settle()  # "fresh" is evicted
     talk = disk.start(now=11.0)
     assert model_stats(talk)["sessions"] == 1
@@ -445,10 +445,10 @@ def test_stored_sessions_that_nobody_opens_are_evicted(disk: Disk) -> None:
     talk = disk.start(ttl_s=10, now=100.0)
     for now, sessions in ((109.0, 3), (111.0, 1), (120.0, 0)):
         if now == 109.0:
-            talk.now = now
+            talk.serve_until(now)
             talk.open("b", resume=True)
-        talk.now = now
-        talk.protocol.tick(now)
+        talk.serve_until(now)
+        talk.protocol.tick()
         talk.step()
         assert model_stats(talk)["sessions"] == sessions
     assert model_stats(talk)["evicted"] == 3
@@ -637,8 +637,9 @@ def test_a_damaged_row_does_not_end_the_server(disk: Disk) -> None:
     assert talk.done(*event(b, 1, 1))[0] == 1
     talk.protocol.stop()
     talk = disk.start(ttl_s=10)
-    for talk.now in (11.0, 12.0):
-        talk.protocol.tick(talk.now)
+    talk.serve_until(11.0)
+    for _ in range(2):
+        talk.protocol.tick()
         assert talk.step() == []
 
 

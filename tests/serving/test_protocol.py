@@ -247,10 +247,10 @@ def test_restore_refuses_what_is_no_state() -> None:
 def test_eviction() -> None:
     talk = Talk(ttl_s=10)
     a, b = talk.open("a"), talk.open("b")
-    talk.now = 6.0
+    talk.serve_until(6.0)
     talk.ask("step", 1, *b, 1, None, None, [1, 1])
-    talk.now = 11.0
-    talk.protocol.tick(talk.now)
+    talk.serve_until(11.0)
+    talk.protocol.tick()
     assert talk.step() == [(b"A", ["notice", None, "evicted", [["a", a[0], a[1], 0]]])]
     assert talk.code("step", 2, *a, 1, None, None, [1, 1]) == "EVICTED"
     assert talk.code(*bulk([b, a], [1, 1])) == "EVICTED"
@@ -264,12 +264,33 @@ def test_eviction() -> None:
 def test_what_waits_is_not_evicted() -> None:
     talk = Talk(ttl_s=10)
     a = talk.open("a")
+    talk.serve_until(100.0)
     talk.send("step", 1, *a, 1, None, None, [1, 1])
-    talk.protocol.tick(100.0)
+    talk.protocol.tick()
     assert events(talk.settle()) == [1]
-    talk.protocol.tick(200.0)
+    talk.serve_until(200.0)
+    talk.protocol.tick()
     assert [r[0] for _, r in talk.settle()] == ["notice"]
     assert talk.protocol.stats(0)["clients"] == 0
+
+
+@pytest.mark.parametrize("jump_s", [8.0, 1e6, -1e6])
+def test_standing_still_makes_nobody_idle(jump_s: float) -> None:
+    """A paused server, or a clock that jumps: whoever was heard within ttl before it stays."""
+    talk = Talk(ttl_s=5)
+    a = talk.open("a")
+    talk.open("b")
+    talk.serve_until(4.6)
+    talk.ask("step", 1, *a, 1, None, None, [1, 1])
+    talk.now += jump_s
+    talk.step()
+    talk.protocol.tick()
+    # Half a second of the jump counts, which is too much for b: it was last heard at 0.
+    assert [r[3][0][0] for _, r in talk.step()] == (["b"] if jump_s > 0 else [])
+    assert talk.ask("step", 2, *a, 2, None, None, [1, 1])[0] == "ok"
+    talk.serve_until(talk.now + 5.1)
+    talk.protocol.tick()
+    assert "a" in [r[3][k][0] for _, r in talk.step() for k in range(len(r[3]))]
 
 
 def test_busy() -> None:
@@ -295,11 +316,12 @@ def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
     assert events(talk.step()) == [0, "b"]
     talk.protocol.cut(b"A")
     talk.send("step", 3, *a, 2, None, None, [1, 1])
-    talk.protocol.receive(b"A", [b"hostile"], 0.0)
+    talk.protocol.receive(b"A", [b"hostile"])
     assert talk.protocol.pending == 0
     assert talk.settle() == []
     stats = talk.protocol.stats(0)
-    assert (stats["overruns"], stats["undeliverable"], stats["clients"]) == (1, 4, 2)
+    assert (stats["overruns"], stats["dropped"], stats["clients"]) == (1, 4, 2)
+    assert stats["undeliverable"] == 0  # counted by whoever sends
     assert talk.engines[0].seqs == [1, 1]
     talk.protocol.mend(b"A")
     assert talk.ask("step", 4, *a, 2, None, None, [1, 1])[2] == 2  # the sessions stayed
@@ -328,7 +350,8 @@ def test_hello_tells_the_largest_event() -> None:
 def test_who_lost_everything_is_told_why() -> None:
     talk = Talk(ttl_s=10)
     a, b = talk.open("a"), talk.open("b")
-    talk.protocol.tick(100.0)
+    talk.serve_until(100.0)
+    talk.protocol.tick()
     talk.settle()
     assert talk.code("step", 1, *a, 1, None, None, [1, 1]) == "EVICTED"
     assert talk.code(*bulk([a, b], [1, 1])) == "EVICTED"
@@ -425,7 +448,7 @@ def test_clients_without_sessions_leave_no_trace() -> None:
 )
 def test_what_is_no_message_gets_an_error_reply(frames: list[bytes]) -> None:
     talk = Talk()
-    talk.protocol.receive(b"A", frames, 0.0)
+    talk.protocol.receive(b"A", frames)
     ((to, reply),) = talk.settle()
     assert (to, reply[0], reply[2]) == (b"A", "error", "PROTOCOL")
     assert reply[1] == (1 if frames == [pack(9, "stats", 1)] else None)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ def test_replies_left_unread_are_lost_aloud(server: Server, dealer: zmq.Socket[b
                 oks += reply[1] == "ok"
         assert reply[1] == "ok"
         assert reply[3] - oks in (0, 1)  # the one whose reply found no room
-        assert client.stats()["undeliverable"] > before["undeliverable"]
+        after = client.stats()
+        assert after["undeliverable"] > before["undeliverable"]
+        assert after["dropped"] > before["dropped"]
         client.open("deaf", resume=True).close()
 
 
@@ -284,6 +287,33 @@ def test_a_far_too_large_message_costs_the_connection_only(
             assert monitor.poll(20_000)
             dealer.disable_monitor()
         session.step([1, 2, 3])
+
+
+def test_a_server_that_stood_still_evicts_nobody_whose_event_came(
+    model_path: Path, tmp_path: Path
+) -> None:
+    """Stopped for longer than --ttl, as a paused machine is; the events lie in its socket."""
+    ttl_s, sessions = 1.0, 400
+    server = Server([model_path], f"ipc://{tmp_path}/socket", "--ttl", str(ttl_s))
+    try:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+            sock.linger = 0
+            sock.rcvtimeo = 20_000
+            sock.connect(server.address)
+            names = ["silent", *(f"s{k}" for k in range(sessions))]
+            opened = [ask(sock, "open", 0, name, None, False, None, None) for name in names]
+            os.kill(server.process.pid, signal.SIGSTOP)
+            for _, _, _, handle, epoch, *_ in opened[1:]:
+                sock.send(msgpack.packb([1, "step", 0, handle, epoch, 1, None, None, [1, 2, 3]]))
+            time.sleep(2.5 * ttl_s)
+            os.kill(server.process.pid, signal.SIGCONT)
+            replies = [msgpack.unpackb(sock.recv()) for _ in range(sessions)]
+            assert {reply[1] for reply in replies} == {"ok"}
+            notice = msgpack.unpackb(sock.recv())  # after a second that was served
+            assert notice[3] == "evicted"
+            assert "silent" in [name for name, *_ in notice[4]]
+    finally:
+        assert server.end() == 143
 
 
 def test_a_client_that_vanishes_leaves_no_reply_behind(server: Server) -> None:

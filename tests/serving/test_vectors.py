@@ -34,7 +34,7 @@ def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     for exchange in EXCHANGES:
         protocol = protocols[exchange.get("server", "fold")]
         now = exchange.get("now", 0.0)
-        protocol.receive(exchange["peer"].encode(), [bytes.fromhex(exchange["request"])], now)
+        protocol.receive(exchange["peer"].encode(), [bytes.fromhex(exchange["request"])])
         replies = []
         while not exchange.get("held"):
             replies += protocol.step(now)
