@@ -10,14 +10,12 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import Final, TextIO
 
 from streamlstm.errors import InputError
-from streamlstm.head import LARGEST_TIME_S
+from streamlstm.times import plain_float, seconds
 
 MISSING: Final = ("", "nan", "na", "n/a", "null", "none")  # cells without a value, in any case
 NAMES_SHOWN: Final = 10  # of a header, in a sentence
@@ -77,7 +75,9 @@ def rows(source: Iterable[str], columns: Columns) -> Iterator[tuple[int, list[st
         yield line, cells_at(row, at, width)
 
 
-def places(header: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:
+def places(
+    header: Sequence[str], wanted: Sequence[str], what: str, where: str = "the header"
+) -> list[int]:
     """Where in a header the wanted columns stand. Raises InputError, which calls them `what`."""
     names = [cell.strip() for cell in header]
     absent = [name for name in wanted if name not in names]
@@ -90,7 +90,7 @@ def places(header: Sequence[str], wanted: Sequence[str], what: str) -> list[int]
         shown = [name if len(name) <= 40 else f"{name[:40]}..." for name in names[:NAMES_SHOWN]]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
         raise InputError(
-            f"the header lacks {what} {', '.join(absent)}; it has {', '.join(shown)}{more}"
+            f"{where} lacks {what} {', '.join(absent)}; it has {', '.join(shown)}{more}"
         )
     twice = [name for name in wanted if names.count(name) > 1]
     if twice:
@@ -123,44 +123,10 @@ def is_time(text: str) -> bool:
 
 def is_number(text: str) -> bool:
     try:
-        _float(text)
+        plain_float(text)
     except ValueError:
         return False
     return True
-
-
-def _float(text: str) -> float:
-    """float(), which takes more than people mean: "1_000", and digits of other scripts."""
-    text = text.strip()
-    if "_" in text or not text.isascii():
-        raise ValueError(f"{text!r} is no number")
-    return float(text)
-
-
-def seconds(text: str) -> float:
-    """A time as seconds since 1970 UTC, from ISO 8601 or from such a number.
-
-    "2014-02-14 14:30:00", "2014-02-14T14:30Z", "2014-02-14"; without an offset it counts as UTC.
-    Eight digits that are a date from 1900 to 2099 (20140214) are that date, not seconds.
-    Raises ValueError, which tells what was expected.
-    """
-    text = text.strip()
-    if re.fullmatch("(19|20)[0-9]{6}", text):
-        with suppress(ValueError):
-            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
-    try:
-        number = _float(text)
-    except ValueError:
-        try:
-            time = datetime.fromisoformat(text)
-        except ValueError:
-            raise ValueError("expected a time like 2014-02-14 14:30:00") from None
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    if LARGEST_TIME_S < abs(number) <= 1e3 * LARGEST_TIME_S:
-        raise ValueError("expected seconds since 1970; divide milliseconds by 1000")
-    if not abs(number) <= LARGEST_TIME_S:
-        raise ValueError("expected a time like 2014-02-14 14:30:00, or seconds since 1970")
-    return number
 
 
 def event(cells: Sequence[str], columns: Columns) -> list[float]:
@@ -187,8 +153,8 @@ def _number(cell: str, name: str, gaps: bool) -> float:
     text = cell.strip()
     if gaps and text.lower() in MISSING:
         return math.nan
-    if is_number(text) and not math.isinf(_float(text)):
-        return _float(text)
+    if is_number(text) and not math.isinf(plain_float(text)):
+        return plain_float(text)
     comma = " with a decimal point" if re.fullmatch(r"[-+]?[\d.]*,\d+", text) else ""
     raise InputError(f"column {name} holds {cell!r}, expected a number{comma}")
 

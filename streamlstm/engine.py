@@ -233,7 +233,8 @@ class Engine(EngineCore):
 
     def convert(self, x: Any, ndim: int) -> Array:
         """x as a C-ordered array [..., inputs] of `ndim` axes in the engine's dtype."""
-        return as_events(x, [f.name for f in self.model.inputs], ndim, self.dtype)
+        names, head = [f.name for f in self.model.inputs], self.model.head
+        return as_events(x, names, ndim, self.dtype, None if head is None else head.time)
 
     def acceptable(self, x: Array) -> Array:
         """Which numbers of x [..., inputs] can be taken."""

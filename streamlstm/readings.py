@@ -1,8 +1,9 @@
-"""Readings from a CSV file with a header: times, one column to forecast, others, many series."""
+"""Readings from a CSV file with a header, or a data frame: times, one column to forecast, others,
+many series."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from streamlstm import csv_events
 from streamlstm.errors import InputError
+from streamlstm.events import column_of_numbers, columns_of
+from streamlstm.times import as_seconds
 
 Array = NDArray[Any]
 
@@ -94,17 +97,64 @@ def read(
     return [_series(name, time, rows, path) for name, rows in found.items()]
 
 
+def from_frame(
+    frame: Any,
+    target: str,
+    *,
+    time: str | None = None,
+    others: Sequence[str] = (),
+    series: str | None = None,
+) -> list[Series]:
+    """The series in a data frame (pandas, polars, pyarrow), as `read` finds them in a file.
+
+    time: the column of times; by default the one called timestamp, time, datetime or date, else
+    the index of a pandas frame if it is made of times. lines: row numbers from 1.
+    Raises InputError naming the column.
+    """
+    columns = columns_of(frame)
+    if columns is None:
+        raise InputError(f"readings.from_frame takes a data frame, got {type(frame).__name__}")
+    index = columns.pop(None, None)
+    header = [str(name) for name in columns]
+    wanted = [target, *others, *(name for name in (time, series) if name is not None)]
+    csv_events.places(header, wanted, "column", "the data frame")
+    if time is None:
+        time = _named_time(name for name in header if name not in wanted)
+    if time is None and index is not None:
+        time = "time"
+        columns[time] = index
+    times = None if time is None else as_seconds(columns[time])
+    named = ((name, column_of_numbers(columns[name])) for name in (target, *others))
+    for name, column in (values := dict(named)).items():
+        if column.dtype.kind not in "iuf":
+            raise InputError(f"column {name} holds {column.dtype}, expected numbers")
+    numbers = np.stack([*values.values()], axis=-1).astype(np.float64)
+    whose = np.full(len(numbers), target) if series is None else columns[series].astype(str)
+    if not len(numbers):
+        raise InputError("the data frame has no rows")
+    lines = np.arange(1, len(numbers) + 1)
+    return [
+        Series(name, None if times is None else times[at], numbers[at], lines[at], time)
+        for name in dict.fromkeys(whose.tolist())
+        for at in [whose == name]
+    ]
+
+
 def _time_column(names: list[str], first: list[str], taken: Sequence[str]) -> str | None:
     """The column of times, by its name or by what stands in the first row."""
     free = [name for name in names if name not in taken]
-    for called in TIME_NAMES:
-        for name in free:
-            if name.lower() == called:
-                return name
+    named = _named_time(free)
+    if named is not None:
+        return named
     text = first[0]
     if names[0] in free and csv_events.is_time(text) and not csv_events.is_number(text):
         return names[0]
     return None
+
+
+def _named_time(names: Iterable[str]) -> str | None:
+    called = {name.lower(): name for name in reversed([*names])}
+    return next((called[name] for name in TIME_NAMES if name in called), None)
 
 
 def _series(name: str, time: str | None, rows: list[tuple[int, list[float]]], file: str) -> Series:

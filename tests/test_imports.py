@@ -62,8 +62,10 @@ FLOORS = [
     {"_arena", "_cells_blas", "_cells_fused", "_network", "_threads", "_engine"}
     | {"_head", "_head_steps"},
     {"blas_threads", "kernels", "model", "reference_head"},
+    {"times"},
     {"csv_events", "events", "plot", "reference"},
-    {"engine", "readings"},
+    {"readings"},
+    {"engine"},
     {"model_file"},
     {"importers"},
     {"serving", "training"},

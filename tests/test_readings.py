@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streamlstm as sl
-from streamlstm import cli, csv_events, readings
+from streamlstm import cli, csv_events, readings, times
 from streamlstm.csv_events import Columns
 from streamlstm.errors import InputError
 from streamlstm.feature import Feature
@@ -48,7 +48,7 @@ def csv(tmp_path, monkeypatch):
     ],
 )
 def test_seconds(text, seconds):
-    assert csv_events.seconds(text) == seconds
+    assert times.seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_seconds(text, seconds):
 )
 def test_what_is_no_time(text):
     with pytest.raises(ValueError, match=r"^expected a time like 2014-02-14 14:30:00"):
-        csv_events.seconds(text)
+        times.seconds(text)
 
 
 def test_milliseconds_are_not_taken_for_seconds():
     with pytest.raises(
         ValueError, match=r"^expected seconds since 1970; divide milliseconds by 1000$"
     ):
-        csv_events.seconds("1392388200000")
+        times.seconds("1392388200000")
 
 
 # --- columns --------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import streamlstm as sl
 from nab import corpus, scorer
-from streamlstm.csv_events import seconds
 from streamlstm.readings import Series
+from streamlstm.times import seconds
 
 if TYPE_CHECKING:
     from streamlstm.head import Head

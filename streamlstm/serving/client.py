@@ -168,7 +168,7 @@ class RemoteSession(_Session):
         client, core = self._client, self._core
         calls: deque[Call] = deque()
         try:
-            for x in events:
+            for x in core.model.rows(events):
                 calls.append(client._start(client._protocol.step, core, x))
                 while calls and (calls[0].done or len(calls) >= core.window):
                     client._wait(calls[0])
@@ -387,7 +387,7 @@ class AsyncRemoteSession(_Session):
         client, core = self._client, self._core
         waiting: deque[asyncio.Future[Array]] = deque()
         try:
-            async for x in _one_by_one(events):
+            async for x in _one_by_one(core.model.rows(events)):
                 waiting.append(client._ask(client._protocol.step, core, x)[1])
                 while waiting and (waiting[0].done() or len(waiting) >= core.window):
                     y = await asyncio.shield(waiting[0])

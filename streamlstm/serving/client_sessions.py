@@ -28,7 +28,7 @@ from streamlstm.errors import (
     SessionUnknownError,
     StreamLSTMError,
 )
-from streamlstm.events import acceptable, as_events
+from streamlstm.events import acceptable, as_events, rows_of
 from streamlstm.head import Head, refusal
 
 Array = npt.NDArray[Any]
@@ -112,7 +112,15 @@ class RemoteModel:
 
         Raises MissingInputError, DtypeError, ShapeError.
         """
-        return as_events(x, [name for name, _ in self.inputs], ndim, self.dtype)
+        return as_events(x, [name for name, _ in self.inputs], ndim, self.dtype, self._time)
+
+    def rows(self, events: Any) -> Any:
+        """What to stream: of a data frame its rows. Raises as `numbers` does."""
+        return rows_of(events, [name for name, _ in self.inputs], self._time)
+
+    @property
+    def _time(self) -> str | None:
+        return None if self.head is None else self.head.time
 
     def check(self, X: Array) -> None:
         """Raise NonFiniteError as the engine would. X [rows, inputs]."""

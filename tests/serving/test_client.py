@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 
 import streamlstm as sl
@@ -90,6 +92,37 @@ def test_a_refused_event_raises_what_an_embedded_engine_raises(
             embedded().step(x)
         remote.step(X[0])  # and nothing was lost
         assert remote.seq == 1
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_columns_of_a_data_frame_go_by_name(
+    client: sl.Client, server: Server, embedded: Callable[[], Any], kind: Callable[..., Any]
+) -> None:
+    frame = kind({"speed": X[:, 2], "flow": X[:, 0], "pressure": X[:, 1]})
+    Y = embedded().run(X)
+    with client.open("run") as run, client.open("stream") as stream:
+        assert run.run(frame).tobytes() == Y.tobytes()
+        assert np.stack(list(stream.stream(frame))).tobytes() == Y.tobytes()
+        with pytest.raises(errors.MissingInputError, match="lacks flow and has unknown heat"):
+            run.run(
+                frame.rename({"flow": "heat"})
+                if kind is pl.DataFrame
+                else frame.rename(columns={"flow": "heat"})
+            )
+        assert run.seq == len(X)
+    fleet = client.group([client.open(f"by name {k}") for k in range(len(X))])
+    assert fleet.step(frame).tobytes() == np.stack([embedded().step(x) for x in X]).tobytes()
+    for session in fleet.sessions:
+        session.close()
+
+    async def scenario() -> list[Any]:
+        async with sl.AsyncClient(server.address, patience_s=20) as other:
+            session = await other.open("asyncio")
+            found = [y async for y in session.stream(frame)]
+            await session.close()
+            return found
+
+    assert np.stack(asyncio.run(scenario())).tobytes() == Y.tobytes()
 
 
 def test_sessions_end_clearly(client: sl.Client, server: Server) -> None:
