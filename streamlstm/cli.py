@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         return command(args)
-    except (StreamLSTMError, OSError) as error:
+    except StreamLSTMError as error:
+        print(f"streamlstm: {error.command_line}", file=sys.stderr)
+        return 1
+    except OSError as error:
         print(f"streamlstm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -345,7 +348,7 @@ def _add_import(commands: Any) -> None:
     command.add_argument("-o", dest="out", metavar="MODEL", help="the model file to write")
     command.add_argument("--list", action="store_true", help="list FILE's recurrent layers only")
     command.add_argument("--select", metavar="PATH", help="take this recurrent layer alone")
-    _add_untold(command)
+    _add_flow(command)
     command.add_argument("--name", metavar="NAME", help="the model's name (default: FILE's)")
     command.add_argument("--inputs", type=_names, metavar="A,B", help="names of the inputs")
     command.add_argument("--outputs", type=_names, metavar="A,B", help="names of the outputs")
@@ -367,22 +370,16 @@ def _add_import(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     inspect = _add(commands, "inspect", _inspect, "show what a model file, or a foreign one, holds")
     inspect.add_argument("file", metavar="FILE", help="model file, or what `import` takes")
-    _add_untold(inspect)
+    _add_flow(inspect)
 
 
-def _add_untold(command: argparse.ArgumentParser) -> None:
-    """What some foreign files don't tell."""
+def _add_flow(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--layers",
+        "--flow",
         type=_names,
         metavar="A,B",
-        help="the layers in flow order, for weights that come without an architecture",
-    )
-    command.add_argument(
-        "--activations",
-        type=_names,
-        metavar="A,B",
-        help="what follows each dense layer, where FILE does not tell: relu,linear",
+        help="how the network runs, where FILE holds weights alone: its layers' keys and functions "
+        "in order, such as lstm,relu,fc",
     )
 
 
@@ -649,7 +646,7 @@ def _import(args: argparse.Namespace) -> int:
         getattr(args, option) is not None
         for option in ["out", "select", "name", "inputs", "outputs", "data", "steps", "seed"]
     ):
-        return _wrong_usage("import: --list goes with --layers and --activations only")
+        return _wrong_usage("import: --list goes with --flow only")
     if args.out is None and not args.list:
         return _wrong_usage("import: say where to write the model with -o MODEL, or --list")
     if args.data is not None and args.seed is not None:

@@ -44,9 +44,16 @@ from __future__ import annotations
 
 
 class StreamLSTMError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    command_line: the same sentence in the command line's words, where those are others.
+    """
 
     code = "INTERNAL"
+
+    def __init__(self, *args: object, command_line: str = "") -> None:
+        super().__init__(*args)
+        self.command_line = command_line or str(self)
 
     def __str__(self) -> str:
         # KeyError would show its message in quotes.

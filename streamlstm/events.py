@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from streamlstm.errors import DtypeError, InputError, MissingInputError, ShapeError
 from streamlstm.head import Head
 from streamlstm.times import as_seconds
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -45,7 +46,7 @@ def as_events(
         axes = "sessions or time, inputs" if ndim == 2 else axes
         raise ShapeError(
             f"events have shape {a.shape}; expected [{axes}] with "
-            f"{len(names)} inputs: {', '.join(names)}"
+            f"{counted(len(names), 'input')}: {', '.join(names)}"
         )
     with np.errstate(over="ignore", under="ignore"):
         return np.ascontiguousarray(a, dtype=dtype)

@@ -17,6 +17,7 @@ from streamlstm.importers.source import Source
 from streamlstm.importers.verify import Proof, verify
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Layer
 from streamlstm.model import Model
+from streamlstm.wording import counted
 
 STEPS = 500
 # As a share of the largest answer, or of 1 where that is smaller. Float32 rounds by 6e-8; a sum
@@ -27,6 +28,13 @@ DIFFERENCE = 1e-4
 # which we don't: onnxruntime's DynamicQuantizeLSTM was off by 0.005 to 0.015, with swapped gates
 # by 0.2 and more.
 QUANTIZED_DIFFERENCE = 0.05
+# What a comparison of cells takes for granted, by who tells the flow (model_file.FlowBy).
+_UNPROVEN = {
+    "file": "the flow is as the file tells it",
+    "user": "the flow is as --flow says",
+    "stack": "that nothing runs before or after them no file tells",
+}
+_TO_PROVE = "give sl.verify a live module to prove it"
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -34,7 +42,7 @@ def run_import(args: argparse.Namespace) -> int:
     folder = Path(args.out).absolute().parent
     if not folder.is_dir():  # the proof may take a while
         raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
-    source = open_source(args.file, activations=args.activations, layers=args.layers)
+    source = open_source(args.file, flow=args.flow)
     model = model_of(
         source,
         args.select,
@@ -62,7 +70,9 @@ def _proven(model: Model, source: Source, args: argparse.Namespace) -> Proof | N
     try:
         proof = verify(model, source, select=args.select, x=x, steps=steps, seed=seed)
     except UnsupportedModelError as e:
-        _say("proof", f"not compared: {e}")
+        _say("proof", f"not compared: {e.command_line}")
+        if args.select is None:
+            _say_unproven(source)
         return None
     largest_answer = float(np.max(np.abs(proof.y)))
     allowed = (
@@ -76,29 +86,33 @@ def _proven(model: Model, source: Source, args: argparse.Namespace) -> Proof | N
             f"{allowed:.1g}; where a few --steps differ less, the network magnifies rounding: "
             "give real events with --data, or fewer --steps"
         )
-    _say("proof", _told(proof))
+    _say_proof(proof)
     return None if source.quantizes else proof  # load would find it off
 
 
 def run_list(args: argparse.Namespace) -> int:
     """List a foreign file's recurrent layers. Raises UnsupportedModelError, OSError."""
-    _list(open_source(args.file, activations=args.activations, layers=args.layers))
+    _list(open_source(args.file, flow=args.flow))
     return 0
 
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Show a model file of ours or of a foreign format. Raises StreamLSTMError, OSError."""
     path = Path(args.file)
-    path.stat()  # a file that is not there has no format either
+    if not path.exists():  # it has no format either
+        raise FileNotFoundError(f"no such file: {path}")
     if model_file.is_model_file(path):
         model = model_file.load(path)
         _say("model", model.name)
         _say("fingerprint", model.fingerprint)
         _show(model)
         proof = model_file.read_proof(path)
-        _say("proof", "none" if proof is None else _told(proof))
+        if proof is None:
+            _say("proof", "none")
+        else:
+            _say_proof(proof)
         return 0
-    source = open_source(path, activations=args.activations, layers=args.layers)
+    source = open_source(path, flow=args.flow)
     _say("format", source.format)
     try:
         model = model_of(source, name=path.stem)
@@ -107,6 +121,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         raise
     _show(model)
     _say_assumed(source)
+    _say_unproven(source)
     return 0
 
 
@@ -122,13 +137,28 @@ def _say_assumed(source: Source) -> None:
         _say("assumed", assumption)
 
 
+def _say_proof(proof: Proof) -> None:
+    """What a comparison showed: of the network, or of its cells alone."""
+    if proof.flow_by == "source":
+        _say("proof", _told(proof))
+    else:
+        unproven = f"{_UNPROVEN[proof.flow_by]}: {_TO_PROVE}"
+        _say("compared", f"cells only, against {_told(proof)}; {unproven}")
+
+
+def _say_unproven(source: Source) -> None:
+    if source.flow_by != "source":
+        _say("flow", f"not proven: {_UNPROVEN[source.flow_by]}: {_TO_PROVE}")
+
+
 def _printable(text: str) -> str:
     """What stands in a file may hold what would move the terminal's cursor."""
     return text if text.isprintable() else repr(text)
 
 
 def _told(proof: Proof) -> str:
-    return f"{proof.framework}: {len(proof.x)} steps, largest difference {proof.largest:.1e}"
+    steps = counted(len(proof.x), "step")
+    return f"{proof.framework}: {steps}, largest difference {proof.largest:.1e}"
 
 
 def _list(source: Source) -> None:
@@ -146,7 +176,7 @@ def _list(source: Source) -> None:
 def _show(model: Model) -> None:
     _say("dtype", model.dtype.name)
     _say("parameters", f"{model.parameters:,}")
-    _say("state", f"{_state_bytes(model):,} bytes per session")
+    _say("state", f"{counted(_state_bytes(model), 'byte')} per session")
     print("layers")
     for layer in model.layers:
         sizes = f"{layer.input_size:5} -> {layer.output_size:<5}"
@@ -170,12 +200,12 @@ def _state_bytes(model: Model) -> int:
 def _told_of_head(head: Head) -> Iterable[tuple[str, str]]:
     every = "" if head.time is None else f" of {head.step_s:g} s"
     bands = ", ".join(f"{100 * q:g} %" for q in head.quantiles)
-    yield "forecasts", f"{head.horizon} step(s){every} ahead, quantiles {bands}"
+    yield "forecasts", f"{counted(head.horizon, 'step')}{every} ahead, quantiles {bands}"
     if head.time is not None:
         yield "time", f"{head.time}; told {', '.join(head.calendar) or 'no cycle'}; {head.spacing}"
         yield "late", head.late
     yield "missing", head.missing
-    yield "warm-up", f"{head.warm_up} steps"
+    yield "warm-up", counted(head.warm_up, "step")
     for k in sorted({0, len(head.residuals) - 1} - {-1}):
         r, unit = head.residuals[k], f" {head.target.unit}".rstrip()
         yield (
@@ -197,7 +227,7 @@ def _options(layer: Layer) -> Iterable[str]:
         case LSTM():
             if layer.w_p is not None:
                 bias = "" if layer.b_p is None else " with bias"
-                yield f"projection of {layer.units} units{bias}"
+                yield f"projection of {counted(layer.units, 'unit')}{bias}"
             if layer.peep is not None:
                 yield "peepholes"
             if layer.norm is not None:

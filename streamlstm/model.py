@@ -16,6 +16,7 @@ from streamlstm.errors import ModelError
 from streamlstm.feature import Feature
 from streamlstm.head import Head
 from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes, checked
+from streamlstm.wording import counted
 
 if TYPE_CHECKING:
     from streamlstm.model_file import Proof
@@ -62,8 +63,8 @@ class Model:
         for k, (below, layer) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
             if layer.input_size != below.output_size:
                 raise ModelError(
-                    f"layer {k} takes {layer.input_size} inputs, but layer {k - 1} "
-                    f"gives {below.output_size} outputs"
+                    f"layer {k} takes {counted(layer.input_size, 'input')}, but layer {k - 1} "
+                    f"gives {counted(below.output_size, 'output')}"
                 )
         self.head = head
         sizes = (self.layers[0].input_size, self.layers[-1].output_size)
@@ -90,8 +91,8 @@ class Model:
         sizes = (self.layers[0].input_size, self.layers[-1].output_size)
         if sizes != (head.network_inputs, head.network_outputs):
             raise ModelError(
-                f"the network has {sizes[0]} inputs and {sizes[1]} outputs; its head needs "
-                f"{head.network_inputs} and {head.network_outputs}"
+                f"the network has {counted(sizes[0], 'input')} and {counted(sizes[1], 'output')}; "
+                f"its head needs {head.network_inputs} and {head.network_outputs}"
             )
         if self.vocabulary:
             raise ModelError("a head gives its network real numbers; an embedding takes none")
@@ -181,7 +182,7 @@ class Model:
 
     def __repr__(self) -> str:
         layers = ", ".join(f"{layer.kind} {layer.output_size}" for layer in self.layers)
-        return f"<Model {self.name!r}: {self.input_size} inputs, {layers}; {self.dtype}>"
+        return f"<Model {self.name!r}: {counted(self.input_size, 'input')}, {layers}; {self.dtype}>"
 
 
 def _common_dtype(layers: Sequence[Layer], asked: Any) -> np.dtype[Any]:
@@ -205,7 +206,10 @@ def _features(
     if given is None:
         given = [f"{letter}{k}" for k in range(size)]
     if len(given) != size:
-        raise ModelError(f"the network has {size} {what}s, but {len(given)} were described")
+        were = "was" if len(given) == 1 else "were"
+        raise ModelError(
+            f"the network has {counted(size, what)}, but {len(given)} {were} described"
+        )
     features = []
     for f in given:
         if isinstance(f, Mapping):

@@ -5,7 +5,7 @@ Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "l
 (0.w_x, 0.w_h, 0.b, 1.w, ...) and a test vector: "test.x" [steps, inputs] with "test.y" [steps,
 outputs], in float64. reference.py computes up to 16 steps of it when the file is written; an
 imported network's are what its own framework answered, and "proof": {"framework", "steps",
-"largest"} is in the description.
+"largest", "flow_by"} is in the description.
 load() compares the fingerprint and replays the vector, so that a damaged file (the one) or a
 broken build (the other) says so instead of answering plausibly.
 """
@@ -16,7 +16,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ from streamlstm.errors import InputError, ModelError, ModelFileError
 from streamlstm.head import Head
 from streamlstm.layers import KINDS, Array, Layer
 from streamlstm.model import Model
+from streamlstm.wording import counted
 
 FORMAT = 1
 SPEC = ("kind", "inputs", "units")  # of a layer; all else are its options
@@ -39,22 +40,32 @@ TEST_TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 PROOF_TOLERANCE = TEST_TOLERANCE["float32"]
 
 
+# Whose flow a comparison ran: the source's own; or each layer alone, in the order that the file
+# tells, that the user says, or that nobody tells: of one recurrent stack with nothing beside it.
+FlowBy = Literal["source", "file", "user", "stack"]
+
+
 @dataclass(frozen=True, eq=False)
 class Proof:
     """What a comparison with a model's source framework saw; verify makes it.
 
     framework: its name and version. x [steps, inputs]: the events; y [steps, outputs]: the
     framework's answers; both float64, in the features' own units. largest: the largest
-    difference of our answers from y.
+    difference of our answers from y. flow_by: "source" where the source's own flow ran; otherwise
+    the framework ran the layers one by one, in the order that the "file" tells or the "user" says,
+    or those of a recurrent "stack" that stood alone: that proves the cells, not the flow.
     """
 
     framework: str
     x: Array
     y: Array
     largest: float
+    flow_by: FlowBy = "source"
 
     def __repr__(self) -> str:
-        return f"<Proof: {self.framework}, {len(self.x)} steps, largest {self.largest:.1e}>"
+        cells = "" if self.flow_by == "source" else " cells only,"
+        steps = counted(len(self.x), "step")
+        return f"<Proof: {self.framework},{cells} {steps}, largest {self.largest:.1e}>"
 
 
 def random_events(model: Model, steps: int, seed: int = 0) -> Array:
@@ -143,7 +154,8 @@ def _checked_proof(model: Model, proof: Proof) -> dict[str, Any]:
             f"model {model.name!r} and the answers of {proof.framework} differ by {worst:.2g} of "
             f"their scale, more than {PROOF_TOLERANCE:g}: they are not the same network"
         )
-    return {"framework": proof.framework, "steps": len(proof.x), "largest": float(proof.largest)}
+    told = {"framework": proof.framework, "steps": len(proof.x), "largest": float(proof.largest)}
+    return told | {"flow_by": proof.flow_by}
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -197,7 +209,12 @@ def read_proof(path: str | os.PathLike[str]) -> Proof | None:
         x, y = tensors["test.x"], tensors["test.y"]
         if told["steps"] != len(x):
             raise ValueError(f"a proof of {told['steps']} steps with {len(x)} events")
-        return Proof(str(told["framework"]), x, y, float(told["largest"]))
+        # Before flow_by the framework's name said it.
+        alone = "each layer alone" in str(told["framework"])
+        flow_by = told.get("flow_by", "file" if alone else "source")
+        if flow_by not in get_args(FlowBy):
+            raise ValueError(f"a proof of a flow by {flow_by!r}")
+        return Proof(str(told["framework"]), x, y, float(told["largest"]), flow_by)
     except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise ModelFileError(f"{path} is damaged: {e}; import its network again") from e
 
@@ -222,9 +239,11 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
         with safe_open(path, framework="numpy") as f:
             metadata = f.metadata() or {}
             if "streamlstm" not in metadata:
+                what = f"{path} is a safetensors file without a streamlstm description"
                 raise ModelFileError(
-                    f"{path} is a safetensors file without a streamlstm description; "
-                    "if it holds a PyTorch state dict, read it with import_model"
+                    f"{what}; if it holds a PyTorch state dict, read it with import_model",
+                    command_line=f"{what}; if it holds a PyTorch state dict, make a model file of "
+                    "it with streamlstm import",
                 )
             description = json.loads(metadata["streamlstm"])
             version = description["format"]
@@ -235,8 +254,10 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
                 )
             return description, {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
+        what = f"{path} is not a streamlstm model file ({e})"
         raise ModelFileError(
-            f"{path} is not a streamlstm model file ({e}); foreign files are read with import_model"
+            f"{what}; foreign files are read with import_model",
+            command_line=f"{what}; streamlstm import makes one of a foreign file",
         ) from e
 
 

@@ -14,6 +14,7 @@ from streamlstm import reference
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.source import Found, Source
 from streamlstm.layers import Layer
+from streamlstm.model_file import FlowBy
 
 Array = NDArray[Any]
 
@@ -32,6 +33,7 @@ class FakeSource(Source):
     refusal: str = ""
     assumed: Sequence[str] = ()
     quantizes: bool = False
+    flow_by: FlowBy = "source"
     seen: list[Array] = field(default_factory=list)
 
     def recurrent(self) -> Sequence[Found]:

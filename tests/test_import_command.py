@@ -81,6 +81,35 @@ def test_an_import_is_shown_proven_and_written(run):
     assert (model.fingerprint, model.name) == (MODEL.fingerprint, "trained")
 
 
+UNPROVEN = {
+    "user": "the flow is as --flow says",
+    "file": "the flow is as the file tells it",
+    "stack": "that nothing runs before or after them no file tells",
+}
+
+
+@pytest.mark.parametrize("flow_by", UNPROVEN)
+def test_a_comparison_of_cells_is_called_so(run, source, flow_by):
+    """In every place that shows it: "proof" is where the source's own flow ran."""
+    source.flow_by = flow_by
+    end = f"{UNPROVEN[flow_by]}: give sl.verify a live module to prove it\n"
+    _, imported, _ = run(*IMPORT)
+    _, inspected, _ = run("inspect", "pump.safetensors")
+    for out in (imported, inspected):
+        assert "\ncompared     cells only, against oracle 1.0: 500 steps, largest diff" in out
+        assert end in out
+        assert "\nproof" not in out
+    shown = repr(model_file.read_proof("pump.safetensors"))
+    assert shown.startswith("<Proof: oracle 1.0, cells only, 500 steps, largest ")
+    assert run("inspect", "trained.onnx")[1] == f"{FOUND}flow         not proven: {end}"
+    source.framework = ""
+    _, out, _ = run(*IMPORT)
+    assert "\nproof        not compared: " in out
+    assert f"\nflow         not proven: {end}" in out
+    _, out, _ = run(*IMPORT, "--select", "rnn.0")
+    assert "\nflow " not in out
+
+
 def test_without_a_framework(run, source, monkeypatch):
     monkeypatch.setattr(verify, "find_spec", lambda _: None)
     source.framework = ""
@@ -154,11 +183,11 @@ def test_names_and_reading_options(run, source):
     code, out, _ = run(
         *IMPORT,
         *("--name", "pump", "--inputs", "flow, pressure,speed", "--outputs", "level,leak"),
-        *("--layers", "a,b", "--activations", "relu,linear", "--steps", "7", "--seed", "3"),
+        *("--flow", "a,relu,b", "--steps", "7", "--seed", "3"),
     )
     assert code == 0
     assert "oracle 1.0: 7 steps" in out
-    assert source.asked == {"layers": ["a", "b"], "activations": ["relu", "linear"]}
+    assert source.asked == {"flow": ["a", "relu", "b"]}
     model = sl.load("pump.safetensors")
     assert model.name == "pump"
     assert [f.name for f in (*model.inputs, *model.outputs)] == (
@@ -244,7 +273,7 @@ def test_list(run, source):
         ([], "import: say where to write the model with -o MODEL, or --list"),
         (["-o", "m", "--data", "e", "--seed", "1"], "import: --seed is of random events; leave it"),
         (["-o", "./trained.onnx"], "import: -o is FILE itself; write the model elsewhere"),
-        (["-o", "m", "--list"], "import: --list goes with --layers and --activations only"),
+        (["-o", "m", "--list"], "import: --list goes with --flow only"),
         (["--list", "--select", "a"], "import: --list goes with"),
         (["--list", "--seed", "0"], "import: --list goes with"),
         (["-o", "m", "--steps", "0"], "--steps: must be a whole number of 1 or more, got 0"),
@@ -262,7 +291,7 @@ def test_wrong_usage(run, argv, sentence):
 def test_a_wrong_number_of_names(run):
     code, _, err = run(*IMPORT, "--inputs", "flow")
     assert code == 1
-    assert err == "streamlstm: the network has 3 inputs, but 1 were described\n"
+    assert err == "streamlstm: the network has 3 inputs, but 1 was described\n"
 
 
 @pytest.mark.usefixtures("source")
@@ -285,10 +314,7 @@ def test_endings_and_files_that_are_not_there(run):
         assert code == 1
         assert err.startswith("streamlstm: notes.txt has an unknown ending; files ending in .pt,")
     code, _, err = run("inspect", "none.onnx")
-    assert (code, err) == (
-        1,
-        "streamlstm: [Errno 2] No such file or directory: 'none.onnx'\n",
-    )
+    assert (code, err) == (1, "streamlstm: no such file: none.onnx\n")
 
 
 # -- inspect ---------------------------------------------------------------------------------------
@@ -313,7 +339,7 @@ def test_inspect_ours(run):
 def test_inspect_a_foreign_file(run, source):
     assert run("inspect", "trained.onnx") == (0, FOUND, "")
     source.assumed = ["linear after 'fc'"]
-    code, out, _ = run("inspect", "trained.onnx", "--layers", "a,b", "--activations", "relu")
+    code, out, _ = run("inspect", "trained.onnx", "--flow", "a,b,relu")
     assert (code, out) == (0, FOUND + "assumed      linear after 'fc'\n")
     source.refusal = "node 'Foo' is a custom op; cut it off"
     code, out, err = run("inspect", "trained.onnx")

@@ -204,7 +204,7 @@ DAMAGES = {
     "weight": (lambda _d, t: t["0.w"].__setitem__((0, 0), 1e-9), "not the one written in it"),
     "lacking": (lambda _d, t: t.pop("1.w_h"), "is damaged: TypeError"),
     "surplus": (lambda _d, t: t.update({"1.w_q": t["0.w"]}), "is damaged: TypeError"),
-    "lacking layer": (lambda d, _t: d["layers"].pop(), "has 2 outputs, but 1 were described"),
+    "lacking layer": (lambda d, _t: d["layers"].pop(), "has 2 outputs, but 1 was described"),
     "unknown layer": (lambda d, _t: d["layers"][0].update(kind="rnn"), "KeyError: 'rnn'"),
     "activation": (lambda d, _t: d["layers"][0].update(activation="gelu"), "'gelu'; known are"),
     "layers no list": (lambda d, _t: d.update(layers=7), "is damaged: TypeError"),
@@ -213,7 +213,7 @@ DAMAGES = {
     "mean": (lambda d, _t: d["inputs"][0].update(mean="?"), "is damaged: ValueError"),
     "vast mean": (lambda d, _t: d["inputs"][0].update(mean=10**400), "is damaged: OverflowError"),
     "field": (lambda d, _t: d["inputs"][0].update(scale=1), "is damaged: ModelError"),
-    "inputs": (lambda d, _t: d["inputs"].pop(), "has 2 inputs, but 1 were described"),
+    "inputs": (lambda d, _t: d["inputs"].pop(), "has 2 inputs, but 1 was described"),
     "dtype": (lambda d, _t: d.update(dtype="float16"), "is damaged: ModelError"),
     "no dtype": (lambda d, _t: d.update(dtype="?!"), "is damaged: TypeError"),
     "no test": (lambda _d, t: t.pop("test.x"), "is damaged: KeyError: 'test.x'"),
@@ -315,8 +315,30 @@ def test_a_proof_comes_back_with_the_same_model(proven):
     assert same(sl.load(proven), model)
     with safe_open(proven, framework="numpy") as f:
         description = json.loads(f.metadata()["streamlstm"])
-    assert description["proof"] == {"framework": "oracle 1.0", "steps": 40, "largest": 2e-7}
+    assert description["proof"] == {
+        "framework": "oracle 1.0",
+        "steps": 40,
+        "largest": 2e-7,
+        "flow_by": "source",
+    }
     assert model.description().items() <= description.items()
+
+
+@pytest.mark.parametrize(
+    ("framework", "flow_by"),
+    [("torch 2.9, each layer alone in the order read", "file"), ("onnxruntime 1.20", "source")],
+)
+def test_a_proof_from_before_flows_were_told(folder, framework, flow_by):
+    """It claims no more than was compared."""
+    model = stacked(outputs=2)
+    path = folder / "old.safetensors"
+    model.save(path, proof=proof_of(model, framework=framework, flow_by="user"))
+    assert model_file.read_proof(path).flow_by == "user"
+    old = rewritten(folder, lambda d, _: d["proof"].pop("flow_by"), path)
+    assert model_file.read_proof(old).flow_by == flow_by
+    path = rewritten(folder, lambda d, _: d["proof"].update(flow_by="nobody"), path)
+    with pytest.raises(ModelFileError, match="a proof of a flow by 'nobody'"):
+        model_file.read_proof(path)
 
 
 def test_a_file_without_a_proof(folder):

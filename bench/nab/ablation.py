@@ -142,7 +142,9 @@ class Networks:
         torch.manual_seed(self.seed)
         sizes = (self.head.network_inputs, training.HIDDEN, 1, len(self.head.quantiles))
         network = training.network.Network(*sizes)
-        return sl.Model(from_torch(network.state_dict()).layers, head=self.head)
+        return sl.Model(
+            from_torch(network.state_dict(), flow=["lstm", "dense"]).layers, head=self.head
+        )
 
     @cached_property
     def linear(self) -> sl.Model:
@@ -163,7 +165,8 @@ class Networks:
                 quantiles=head.quantiles,
                 seed=self.seed,
                 progress=None,
-            ).state_dict()
+            ).state_dict(),
+            flow=["lstm", "dense"],
         ).layers
         assert isinstance(lstm, sl.LSTM)
         assert isinstance(dense, sl.Dense)

@@ -17,14 +17,15 @@ from typing import Any
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.feature import Feature
+from streamlstm.importers.flow import Flow, check_not_said
 from streamlstm.importers.fold import folded, leading
 from streamlstm.importers.source import Source, selected
-from streamlstm.layers import Function
 from streamlstm.model import Model
+from streamlstm.wording import counted
 
 __all__ = ["from_torch", "import_model", "open_source"]
 
-# Which module's read(path, activations=, layers=) reads files of which ending.
+# Which module's read(path) reads files of which ending; with flow= those that may hold none.
 _READERS = {
     ".pt": "pytorch",
     ".pth": "pytorch",
@@ -40,18 +41,15 @@ _READERS = {
     ".nam": "nam",
     ".json": "rtneural",
 }
+_MAY_LACK_FLOW = ("pytorch", "keras", "rtneural")
 
 
-def open_source(
-    path: str | os.PathLike[str],
-    *,
-    activations: Sequence[Function] | None = None,
-    layers: Sequence[str] | None = None,
-) -> Source:
+def open_source(path: str | os.PathLike[str], *, flow: Flow | None = None) -> Source:
     """What a foreign file holds; its ending tells the format.
 
-    activations: what follows each dense layer, for state dicts and weights-only HDF5, which
-    don't tell. layers: names of the layers in flow order, for weights-only HDF5.
+    flow: how the layers run, such as ["lstm", "relu", "fc"], for files of weights, which don't
+    tell: the file's keys of its layers, all of them, and functions (linear, tanh, sigmoid, relu,
+    hard_sigmoid, hard_sigmoid6, softmax). Where both have the name, it is the layer's.
     Raises OSError, UnsupportedModelError.
     """
     path = Path(path)
@@ -62,8 +60,14 @@ def open_source(
         )
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    reader = importlib.import_module(f"streamlstm.importers.{_READERS[endings[0]]}")
-    source: Source = reader.read(path, activations=activations, layers=layers)
+    name = _READERS[endings[0]]
+    reader = importlib.import_module(f"streamlstm.importers.{name}")
+    source: Source
+    if name in _MAY_LACK_FLOW:
+        source = reader.read(path, flow=flow)
+    else:
+        check_not_said(path, flow)
+        source = reader.read(path)
     return source
 
 
@@ -71,19 +75,18 @@ def import_model(
     path: str | os.PathLike[str],
     *,
     select: str | None = None,
-    activations: Sequence[Function] | None = None,
-    layers: Sequence[str] | None = None,
+    flow: Flow | None = None,
     inputs: Sequence[Feature | dict[str, Any] | str] | None = None,
     outputs: Sequence[Feature | dict[str, Any] | str] | None = None,
     name: str | None = None,
 ) -> Model:
     """A Model from a foreign file: PyTorch, Keras, ONNX, TFLite, NAM or RTNeural.
 
-    select: path of one recurrent layer, to take it alone. activations, layers: as in
-    open_source. inputs, outputs, name: as in Model (name defaults to the file's).
+    select: path of one recurrent layer, to take it alone. flow: as in open_source. inputs,
+    outputs, name: as in Model (name defaults to the file's).
     Raises OSError, UnsupportedModelError naming what we do not have, ModelError.
     """
-    source = open_source(path, activations=activations, layers=layers)
+    source = open_source(path, flow=flow)
     return model_of(source, select, inputs=inputs, outputs=outputs, name=name or Path(path).stem)
 
 
@@ -96,8 +99,9 @@ def model_of(source: Source, select: str | None = None, **description: Any) -> M
         return model
     if first.input_size != model.input_size or model.vocabulary:
         raise UnsupportedModelError(
-            f"the events are scaled as {first.input_size} numbers where the first layer takes "
-            f"{model.input_size}{' whole ones' if model.vocabulary else ''}; the file is damaged"
+            f"the events are scaled as {counted(first.input_size, 'number')} where the first layer "
+            f"takes {model.input_size}{' whole ones' if model.vocabulary else ''}; the file is "
+            "damaged"
         )
     inputs = [
         Feature(f.name, f.unit, f.mean - f.std * shift / scale, f.std / scale)
@@ -109,18 +113,19 @@ def model_of(source: Source, select: str | None = None, **description: Any) -> M
 def from_torch(
     module: Any,
     *,
-    activations: Sequence[Function] | None = None,
+    flow: Flow | None = None,
     inputs: Sequence[Feature | dict[str, Any] | str] | None = None,
     outputs: Sequence[Feature | dict[str, Any] | str] | None = None,
     name: str = "model",
 ) -> Model:
     """A Model from a live torch.nn.Module, or from a state dict of tensors or arrays.
 
-    activations: one for each Linear layer, in order; needed for a state dict with several, and
-    for a module whose flow we can't see. Half precision becomes float32.
+    flow: as in open_source, for a state dict with more than one recurrent stack, and for a module
+    whose forward() is not known. A module is run where it can be: what does not answer as its own
+    forward() is refused. Half precision becomes float32.
     Raises UnsupportedModelError naming the key or module that we do not have, ModelError.
     """
     from streamlstm.importers import pytorch  # noqa: PLC0415  (only when it is wanted)
 
-    source = pytorch.source_of(module, activations=activations)
+    source = pytorch.source_of(module, flow=flow)
     return model_of(source, inputs=inputs, outputs=outputs, name=name)

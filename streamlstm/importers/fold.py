@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Layer
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -89,7 +90,7 @@ def folded(layers: Sequence[Layer | Scale]) -> list[Layer]:
     for below, layer in pairwise(layers):
         if Scale in (type(below), type(layer)) and below.output_size != layer.input_size:
             raise UnsupportedModelError(
-                f"a layer gives {below.output_size} numbers where the next takes "
+                f"a layer gives {counted(below.output_size, 'number')} where the next takes "
                 f"{layer.input_size}; one of the two is a batch normalisation"
             )
     with np.errstate(all="ignore"):  # what is not finite in the layers' dtype is refused by Model

@@ -27,7 +27,8 @@ from streamlstm.importers import json_file
 from streamlstm.importers.fold import Scale
 from streamlstm.importers.gate_orders import canonical
 from streamlstm.importers.source import Found, Source
-from streamlstm.layers import LSTM, Dense, Function, Layer
+from streamlstm.layers import LSTM, Dense, Layer
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -59,14 +60,8 @@ class NAM(Source):
         raise NotImplementedError("nothing here runs a .nam file")
 
 
-def read(
-    path: Path, *, activations: Sequence[Function] | None, layers: Sequence[str] | None
-) -> NAM:
+def read(path: Path) -> NAM:
     """The network of a .nam file. Raises OSError, UnsupportedModelError."""
-    if activations is not None or layers is not None:
-        raise UnsupportedModelError(
-            "a .nam file says what its layers are; leave out activations and layers"
-        )
     content = json_file.load(path)
     if content.get("architecture") != "LSTM":
         raise UnsupportedModelError(
@@ -106,8 +101,9 @@ def _network(content: dict[str, Any]) -> NAM:
     expected = first + (count - 1) * other + outputs * (units + 1)
     if weights.shape != (expected,):
         raise UnsupportedModelError(
-            f"weights has shape {weights.shape}; {count} layers of {units} units over {inputs} "
-            f"inputs with {outputs} outputs need ({expected},)"
+            f"weights has shape {weights.shape}; {counted(count, 'layer')} of "
+            f"{counted(units, 'unit')} over {counted(inputs, 'input')} with "
+            f"{counted(outputs, 'output')} need ({expected},)"
         )
     stacked, head = weights[: first + (count - 1) * other], weights[-outputs * (units + 1) :]
     parts = [stacked[:first], *stacked[first:].reshape(count - 1, other)]

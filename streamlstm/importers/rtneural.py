@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import json_file, pytorch
+from streamlstm.importers.flow import Flow, check_not_said
 from streamlstm.importers.fold import Scale
 from streamlstm.importers.gate_orders import canonical, gru_biases
+from streamlstm.importers.pytorch.checkpoint import is_skip
 from streamlstm.importers.source import Found, Source
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Function, Layer, Recurrent
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -82,8 +85,8 @@ class RTNeural(Source):
             outputs = _last(entry.get("shape"), f"the shape of {where}")
             if entry["type"] in ("activation", "batchnorm") and outputs != width:
                 raise UnsupportedModelError(
-                    f"{where} ({entry['type']}) has {outputs} outputs for {width} inputs; "
-                    "expected as many"
+                    f"{where} ({entry['type']}) has {counted(outputs, 'output')} for "
+                    f"{counted(width, 'input')}; expected as many"
                 )
             width = outputs
         return made
@@ -92,36 +95,33 @@ class RTNeural(Source):
         raise NotImplementedError("nothing here runs an RTNeural file")
 
 
-def read(
-    path: Path, *, activations: Sequence[Function] | None, layers: Sequence[str] | None
-) -> Source:
+def read(path: Path, *, flow: Flow | None = None) -> Source:
     """The network of a JSON file.
 
-    activations: as in pytorch.source_of, for a state dict without model_data.
+    flow: as in open_source, for a state dict without model_data.
     Raises OSError, UnsupportedModelError.
     """
     content = json_file.load(path)
-    if layers is not None:
-        raise UnsupportedModelError("a JSON file has its layers in order; leave out layers")
     if "in_shape" in content and "layers" in content:
-        if activations is not None:
-            raise UnsupportedModelError(
-                "an RTNeural file says what its activations are; leave out activations"
-            )
+        check_not_said(path, flow)
         return _rtneural(content)
     if "model_data" in content:
-        if activations is not None:
-            raise UnsupportedModelError(
-                "model_data says what the network is; leave out activations"
-            )
-        return pytorch.source_of(_simple_rnn(content), activations=["linear"])
+        check_not_said(path, flow)
+        return pytorch.source_of(_simple_rnn(content), flow=["rec", "lin"], told=True)
     held = content.get("state_dict", content)
     if not (isinstance(held, dict) and any("weight" in key for key in held)):
         raise UnsupportedModelError(
             f"{path} is JSON, but neither RTNeural's ('in_shape' and 'layers') nor a PyTorch "
             "state dict"
         )
-    return pytorch.source_of(_tensors(held), activations=activations)
+    beside = {} if held is content else {k: v for k, v in content.items() if k != "state_dict"}
+    for key, value in beside.items():
+        if isinstance(value, dict | list) or is_skip(key, value):
+            raise UnsupportedModelError(
+                f"{path} holds {key!r} beside the state dict, and does not tell whether that "
+                "changes the outputs; take it out if it does not"
+            )
+    return pytorch.source_of(_tensors(held), flow=flow)
 
 
 def _tensors(held: Mapping[str, Any]) -> dict[str, Array]:
@@ -176,7 +176,8 @@ def _layers(where: str, entry: Mapping[str, Any], width: int) -> Iterator[Layer 
         layer = _recurrent(where, entry)
         if layer.input_size != width:
             raise UnsupportedModelError(
-                f"{where} ({kind}) takes {layer.input_size} numbers, and {width} come to it"
+                f"{where} ({kind}) takes {counted(layer.input_size, 'number')}, and is given "
+                f"{width}"
             )
         yield layer
         return
@@ -212,8 +213,8 @@ def _weights(where: str, entry: Mapping[str, Any], *shapes: tuple[int | None, ..
     who = f"{where} ({entry['type']})"
     given = entry.get("weights")
     if not isinstance(given, list) or len(given) != len(shapes):
-        found = len(given) if isinstance(given, list) else "no"
-        raise UnsupportedModelError(f"{who} has {found} weights; expected {len(shapes)}")
+        found = counted(len(given), "weight") if isinstance(given, list) else "no weights"
+        raise UnsupportedModelError(f"{who} has {found}; expected {len(shapes)}")
     tensors = [json_file.numbers(a, f"weight {k} of {who}") for k, a in enumerate(given)]
     for k, (a, shape) in enumerate(zip(tensors, shapes, strict=True)):
         wanted = tuple(n if m is None else m for n, m in zip(a.shape, shape, strict=False))
@@ -294,7 +295,9 @@ def _check_sizes(data: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
         for key in ("input_size", "output_size", "hidden_size", "num_layers")
     )
     if count > len(tensors):
-        raise UnsupportedModelError(f"model_data has {count} layers, and state_dict has fewer")
+        raise UnsupportedModelError(
+            f"model_data has {counted(count, 'layer')}, and state_dict has fewer"
+        )
     rows = (4 if data["unit_type"] == "LSTM" else 3) * units
     shapes: dict[str, tuple[int, ...]] = {"lin.weight": (outputs, units)}
     for k in range(count):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.fold import Scale
 from streamlstm.layers import Layer, Recurrent
+from streamlstm.model_file import FlowBy
 
 Array = NDArray[Any]
 
@@ -50,6 +51,11 @@ class Source(Protocol):
         """What the file does not tell and was taken to be, a clause each; neither does a proof
         tell, where the framework runs what was read. Looked at after network() or select."""
         return ()
+
+    @property
+    def flow_by(self) -> FlowBy:
+        """Whose flow answers() runs, as in Proof."""
+        return "source"
 
     @property
     def quantizes(self) -> bool:

@@ -19,7 +19,8 @@ from streamlstm.importers.fold import Scale, leading
 from streamlstm.importers.source import Source
 from streamlstm.layers import Layer
 from streamlstm.model import Model
-from streamlstm.model_file import Proof, random_events
+from streamlstm.model_file import FlowBy, Proof, random_events
+from streamlstm.wording import counted
 
 __all__ = ["Proof", "no_framework", "verify"]
 
@@ -53,7 +54,7 @@ def verify(
     Raises UnsupportedModelError when the framework is not installed or can't run this network;
     ModelError when it fails, or its outputs are no [steps, outputs]; InputError for x; OSError.
     """
-    framework, answers, (mean, std) = _answering(against, select)
+    framework, answers, (mean, std), flow_by = _answering(against, select)
     if x is None:
         if steps < 1:
             raise ShapeError(f"steps is {steps}; give 1 or more")
@@ -64,7 +65,7 @@ def verify(
             raise ShapeError("x holds no events; give 1 or more")
     if np.size(std) not in (1, model.input_size):
         raise ModelError(
-            f"{framework} scales {np.size(std)} inputs first where the model has "
+            f"{framework} scales {counted(np.size(std), 'input')} first where the model has "
             f"{model.input_size}; compare it with the network that it came from"
         )
     ours = _stepped(model, events)
@@ -79,7 +80,7 @@ def verify(
             )
         y = y.astype(np.float64) * std_y + mean_y
         largest = float(np.max(np.abs(ours - y)))
-    return Proof(framework, events.astype(np.float64), y, largest)
+    return Proof(framework, events.astype(np.float64), y, largest, flow_by)
 
 
 def no_framework(source: Source) -> str:
@@ -99,15 +100,15 @@ def _stepped(model: Model, events: Array) -> Array:
 
 def _answering(
     against: Any, select: str | None
-) -> tuple[str, Callable[[Array], Any], tuple[Any, Any]]:
-    """Name of what answers, its answers [steps, outputs] to x [steps, inputs], and the mean and
-    std that it takes away from x itself."""
+) -> tuple[str, Callable[[Array], Any], tuple[Any, Any], FlowBy]:
+    """Name of what answers, its answers [steps, outputs] to x [steps, inputs], the mean and std
+    that it takes away from x itself, and whose flow it runs."""
     if isinstance(against, str | os.PathLike):
         against = open_source(against)
     elif hasattr(against, "state_dict") or isinstance(against, Mapping):
         from streamlstm.importers import pytorch  # noqa: PLC0415  (only when it is wanted)
 
-        against = pytorch.source_of(against, activations=None)
+        against = pytorch.source_of(against)
     elif not hasattr(against, "answers"):
         if not callable(against):
             raise UnsupportedModelError(
@@ -116,7 +117,7 @@ def _answering(
             )
         if select is not None:
             raise UnsupportedModelError("a function has no layers to select; leave out select")
-        return getattr(against, "__name__", type(against).__name__), against, (0.0, 1.0)
+        return getattr(against, "__name__", type(against).__name__), against, (0.0, 1.0), "source"
     source: Source = against
     if not source.framework:
         raise UnsupportedModelError(no_framework(source))
@@ -132,7 +133,7 @@ def _answering(
 
     first, _ = leading(_layers(source) if select is None else ())
     scaling = (0.0, 1.0) if first is None else (-first.shift / first.scale, 1 / first.scale)
-    return source.framework, answers, scaling
+    return source.framework, answers, scaling, source.flow_by if select is None else "source"
 
 
 def _layers(source: Source) -> Sequence[Layer | Scale]:

@@ -142,7 +142,8 @@ def train(
     trained = network.train(
         steps, hidden=hidden, quantiles=head.quantiles, seed=seed, progress=progress
     )
-    model = Model(from_torch(trained.state_dict()).layers, head=head, name=name)
+    layers = from_torch(trained.state_dict(), flow=["lstm", "dense"]).layers
+    model = Model(layers, head=head, name=name)
     errors, difference, counted = _tried(model, trained, histories, unseen=unseen > 0)
     residuals = tuple(e.residual for e in errors)
     if np.isfinite(residuals).all():

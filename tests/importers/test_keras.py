@@ -39,7 +39,7 @@ from keras_files import (
 )
 from streamlstm import reference
 from streamlstm.errors import UnsupportedModelError
-from streamlstm.importers import gate_orders, open_source
+from streamlstm.importers import gate_orders, model_of, open_source
 from streamlstm.importers.keras import run
 
 Array = Any
@@ -268,7 +268,7 @@ def test_cudnn_files(made, size, tmp_path):
     path = write_hdf5(tmp_path / "n.h5", specs, sequential(specs), "2.2.4")
     assert difference(sl.import_model(path), [plain]) < 1e-5
     weights = write_hdf5(tmp_path / "w.h5", specs)
-    assert difference(sl.import_model(weights, layers=[plain.name]), [plain]) < 1e-5
+    assert difference(sl.import_model(weights), [plain]) < 1e-5
 
 
 def keras1(spec: Spec) -> Spec:
@@ -436,15 +436,11 @@ def test_weights_only(form, tmp_path):
     names = ["embedding", "gru", "lstm", "dense"]
     if form != "counted":
         names = [spec.name for spec in specs]
-    model = sl.import_model(path, layers=names, activations=["softmax"])
+    model = sl.import_model(path, flow=[*names, "softmax"])
     assert difference(model, specs) < 1e-5
     found = {f.where: f.text for f in open_source(path).recurrent()}
     assert found == {names[1]: "GRU 3 -> 4", names[2]: "LSTM 4 -> 5"}
     assert sl.import_model(path, select=names[2]).layers[0].kind == "lstm"
-    alone = sl.import_model(path, layers=names[1:2])
-    assert difference(alone, specs[1:2]) < 1e-5
-    left = open_source(path, layers=names[1:2]).assumed
-    assert left[0].startswith("these do not run, though the file has weights of them: ")
 
 
 @pytest.mark.parametrize(
@@ -463,9 +459,9 @@ def test_weights_only(form, tmp_path):
 def test_default_functions_are_of_the_keras_that_wrote_the_file(version, gate, tmp_path):
     specs = [lstm(rng(), 3, 4, recurrent_activation=gate)]
     path = write_hdf5(tmp_path / "w.h5", specs, version=version)
-    source = open_source(path, layers=["lstm"])
+    source = open_source(path)
     if gate:
-        assert difference(sl.import_model(path, layers=["lstm"]), specs, 2) < 1e-5
+        assert difference(sl.import_model(path), specs, 2) < 1e-5
         assert source.assumed == [
             "recurrent layers run forwards",
             f"LSTM and GRU have their Keras' default functions, tanh and {gate}",
@@ -480,37 +476,31 @@ def test_default_functions_are_of_the_keras_that_wrote_the_file(version, gate, t
         assert not source.assumed
 
 
+MORE = (
+    "import a model that tells its layers (model.save of a Sequential or functional one) or an "
+    "ONNX file, or, where they run one after the other, say so: flow="
+)
+AFTER = " in the order in which they run, with relu, tanh ... where such a function runs"
+THESE = ["lstm", "dense", "norm", "rnn", "gru", "both/forward_a", "both/backward_a"]
 WEIGHTS_REFUSED = {
-    "no names": (
-        {},
-        "w.h5 has weights and no architecture; pass layers= with the names in flow order, and "
-        "activations= for the Dense ones; there are: lstm, dense, norm, rnn, gru, both/forward_a, "
-        "both/backward_a",
-    ),
+    "no flow": ({}, f"w.h5 has weights and no architecture; {MORE}{THESE}{AFTER}"),
     "unknown name": (
-        {"layers": ["lstm", "out"]},
-        "no layer 'out' was found; there are: lstm, dense, norm, rnn, gru, both/forward_a, ",
+        {"flow": ["lstm", "out"]},
+        f"flow= has 'out', which is no layer of the file and no function; the layers are "
+        f"{', '.join(THESE)}, the functions linear, tanh, sigmoid, relu, hard_sigmoid, "
+        "hard_sigmoid6, softmax",
     ),
-    "no activations": (
-        {"layers": ["lstm", "dense"]},
-        "0 activations were given for 1 Dense layers, whose own the file does not tell; "
-        "give one each, such as 'linear'",
+    "layers left out": (
+        {"flow": ["lstm", "relu", "dense"]},
+        f"flow= leaves out {', '.join(THESE[2:])}; say where each of the file's layers runs, or "
+        "save the weights without those that don't run",
     ),
-    "too many activations": (
-        {"layers": ["lstm"], "activations": ["relu"]},
-        "1 activations were given for 0 Dense layers",
-    ),
-    "unknown activation": (
-        {"layers": ["lstm", "dense"], "activations": ["gelu"]},
-        "layer 'dense' (Dense) has activation 'gelu'; supported are linear, tanh, sigmoid, relu, "
-        "hard_sigmoid, softmax",
-    ),
-    "hard sigmoid": (
-        {"layers": ["lstm", "dense"], "activations": ["hard_sigmoid6"]},
-        "layer 'dense' (Dense) has activation 'hard_sigmoid6'",
+    "another Keras' function": (
+        {"flow": ["lstm", "hard_sigmoid6", *THESE[1:]]},
+        "w.h5 has no 'hard_sigmoid6'; its hard_sigmoid is 'hard_sigmoid'",
     ),
     "batch norm": (
-        {"layers": ["lstm", "norm"]},
+        {"flow": ["lstm", "norm", "dense", *THESE[3:]]},
         "layer 'norm' has the weights gamma [4], beta [4], moving_mean [4], moving_variance [4], "
         "by which only LSTM, GRU, Dense and Embedding can be told; save the whole model",
     ),
@@ -561,7 +551,7 @@ def test_refused_weights(case, tmp_path):
 
 # -- refusals ----------------------------------------------------------------------------
 
-SELECT = "select= takes one recurrent layer alone"
+SELECT = "select one recurrent layer alone"
 
 
 def net(*specs: Spec) -> list[Spec]:
@@ -877,20 +867,23 @@ def test_refused_graphs(case, major, tmp_path):
 def test_a_class_of_ones_own_has_only_its_weights(tmp_path):
     specs = [lstm(rng(), 3, 4)]
     path = write_keras(tmp_path / "n.keras", specs, {"class_name": "Mine", "config": {}})
-    sentence = (
-        "n.keras is a model of one's own class, whose flow is Python code; pass layers= with the "
-        "names in flow order, and activations= for the Dense ones; there are: lstm"
-    )
+    assert difference(sl.import_model(path), specs) < 1e-5
+    specs = [lstm(rng(), 3, 4), dense(rng(), 4, 2, activation="tanh")]
+    path = write_keras(tmp_path / "n.keras", specs, {"class_name": "Mine", "config": {}})
+    what = "n.keras is a model of one's own class, whose flow is Python code"
+    sentence = f"{what}; {MORE}['dense', 'lstm']{AFTER}"
     with pytest.raises(UnsupportedModelError, match=f"{re.escape(sentence)}$"):
         sl.import_model(path)
-    assert difference(sl.import_model(path, layers=["lstm"]), specs) < 1e-5
+    own = open_source(path, flow=["lstm", "dense", "tanh"])
+    assert difference(model_of(own), specs) < 1e-5
+    assert (own.flow_by, open_source(path).flow_by) == ("user", "stack")
 
 
 def test_what_an_architecture_already_tells(tmp_path):
     path = write(tmp_path, NETWORKS["lstm"](rng()), "h5 sequential")
-    sentence = "tells its architecture; leave activations= and layers= out"
-    with pytest.raises(UnsupportedModelError, match=sentence):
-        sl.import_model(path, activations=[], layers=["lstm"])
+    with pytest.raises(UnsupportedModelError, match="tells its flow itself; leave out flow="):
+        sl.import_model(path, flow=["lstm"])
+    assert open_source(path).flow_by == "source"
 
 
 def test_weights_of_another_layer(tmp_path):

@@ -204,16 +204,16 @@ def changed(**config: Any) -> dict[str, Any]:
         ),
         (
             content() | {"weights": content()["weights"][:-1]},
-            "weights has shape (69,); 1 layers of 3 units over 1 inputs with 1 outputs need (70,)",
+            "weights has shape (69,); 1 layer of 3 units over 1 input with 1 output need (70,)",
         ),
         (
             content() | {"weights": [*content()["weights"], 0.0]},
-            "weights has shape (71,); 1 layers of 3 units over 1 inputs with 1 outputs need (70,)",
+            "weights has shape (71,); 1 layer of 3 units over 1 input with 1 output need (70,)",
         ),
         (
             changed(num_layers=10**15),
-            "weights has shape (70,); 1000000000000000 layers of 3 units over 1 inputs with 1 "
-            "outputs need (89999999999999980,)",
+            "weights has shape (70,); 1,000,000,000,000,000 layers of 3 units over 1 input with "
+            "1 output need (89999999999999980,)",
         ),
         (
             content() | {"weights": [[1.0], 2.0]},
@@ -245,13 +245,11 @@ def test_what_is_refused(file: Any, sentence: str, tmp_path: Path) -> None:
     assert str(refused.value) == sentence.replace("{path}", str(path))
 
 
-@pytest.mark.parametrize("how", [{"activations": ["tanh"]}, {"layers": ["lstm"]}])
-def test_options_of_other_formats_are_refused(how: dict[str, Any], tmp_path: Path) -> None:
+def test_a_flow_that_the_file_tells_itself_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, content())
     with pytest.raises(UnsupportedModelError) as refused:
-        sl.import_model(written(tmp_path, content()), **how)
-    assert str(refused.value) == (
-        "a .nam file says what its layers are; leave out activations and layers"
-    )
+        sl.import_model(path, flow=["lstm"])
+    assert str(refused.value) == f"{path} tells its flow itself; leave out flow="
 
 
 def test_damaged_files(tmp_path: Path) -> None:

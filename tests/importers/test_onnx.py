@@ -1216,7 +1216,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
             cell(NET)[1] | constants(c=[0.0] * 0),
             ("T", 1, "F"),
         ),
-        "node 'Add' (Add) has constants [0] for 1 features; " + SELECT,
+        "node 'Add' (Add) has constants [0] for 1 feature; " + SELECT,
     ),
     "a batch norm of other features": (
         around(
@@ -1375,14 +1375,11 @@ def test_nodes_of_one_name(tmp_path):
     assert [each.where for each in source.recurrent()] == ["lstm", "lstm#2", "lstm#3"]
 
 
-def test_arguments_of_other_formats(tmp_path):
+def test_a_flow_that_the_file_tells_itself_is_refused(tmp_path):
     path = one(NET, tmp_path)
-    for argument in ("activations", "layers"):
-        with pytest.raises(UnsupportedModelError) as caught:
-            sl.import_model(path, **{argument: ["tanh"]})
-        assert str(caught.value) == (
-            f"an ONNX file tells its {argument} itself; leave out {argument}="
-        )
+    with pytest.raises(UnsupportedModelError) as caught:
+        sl.import_model(path, flow=["lstm"])
+    assert str(caught.value) == f"{path} tells its flow itself; leave out flow="
 
 
 def test_without_onnx(tmp_path, monkeypatch):

@@ -192,15 +192,16 @@ def test_only_an_lstm_answers_with_the_top_h():
 
 def test_cells_and_missing_biases():
     tensors = lstm("cell1.", 3, 4, None, bias=False) | gru("cell2.", 4, 5, None)
-    model = sl.from_torch(tensors | linear("out.", 5, 2, bias=False))
+    tensors |= linear("out.", 5, 2, bias=False)
+    model = sl.from_torch(tensors, flow=["cell1", "cell2", "out"])
     assert kinds(model) == [("lstm", 4), ("gru", 5), ("dense", 2)]
     assert not model.layers[0].b.any()
     assert not model.layers[2].b.any()
 
 
-def test_layers_in_the_order_of_the_keys():
+def test_layers_and_functions_in_the_order_of_the_flow():
     tensors = linear("embed.", 3, 6) | lstm("lstm.", 6, 4) | linear("head.", 4, 2)
-    model = sl.from_torch(tensors, activations=["relu", "linear"], inputs=["a", "b", "c"])
+    model = sl.from_torch(tensors, flow=["embed", "relu", "lstm", "head"], inputs=["a", "b", "c"])
     assert kinds(model) == [("dense", 6), ("lstm", 4), ("dense", 2)]
     assert [m.activation for m in model.layers if isinstance(m, sl.Dense)] == ["relu", "linear"]
     x = events(model, 6)
@@ -212,7 +213,7 @@ def test_layers_in_the_order_of_the_keys():
 def test_batch_norm_is_folded():
     """eps is torch's default, 1e-5, which a state dict does not keep."""
     tensors = lstm("lstm.", 3, 4) | batch_norm("norm.", 4) | linear("head.", 4, 2)
-    model = sl.from_torch(tensors)
+    model = sl.from_torch(tensors, flow=["lstm", "norm", "head"])
     assert kinds(model) == [("lstm", 4), ("dense", 2)]
     h = told_lstm({k: a for k, a in tensors.items() if "lstm" in k}, X, prefix="lstm.")
     t = {k.removeprefix("norm."): a.astype(float) for k, a in tensors.items()}
@@ -223,7 +224,8 @@ def test_batch_norm_is_folded():
 
 def test_batch_norm_without_affine_and_before_the_lstm():
     tensors = {"norm.running_mean": normal(3), "norm.running_var": normal(3) ** 2}
-    assert kinds(sl.from_torch(tensors | lstm("lstm.", 3, 4))) == [("lstm", 4)]
+    model = sl.from_torch(tensors | lstm("lstm.", 3, 4), flow=["norm", "lstm"])
+    assert kinds(model) == [("lstm", 4)]
 
 
 @pytest.mark.parametrize(
@@ -232,18 +234,18 @@ def test_batch_norm_without_affine_and_before_the_lstm():
         ({"tokens.weight": normal(9, 5)}, ("embedding", 5)),
         ({"embed.weight": normal(9, 5)}, ("embedding", 5)),
         ({"embed.weight": normal(5, 9)}, ("dense", 5)),
-        ({"project.weight": normal(5, 5)}, ("dense", 5)),
         (linear("embed.", 5, 5), ("dense", 5)),
     ],
 )
 def test_embedding_or_linear(first, kind):
     """What the LSTM takes tells which of the two a bare matrix is."""
-    assert kinds(sl.from_torch(first | lstm("lstm.", 5, 4))) == [kind, ("lstm", 4)]
+    flow = [next(iter(first)).split(".")[0], "lstm"]
+    assert kinds(sl.from_torch(first | lstm("lstm.", 5, 4), flow=flow)) == [kind, ("lstm", 4)]
 
 
 def test_an_embedding_looks_up():
     table, tensors = normal(9, 3), lstm("", 3, 4)
-    model = sl.from_torch({"embed.weight": table} | tensors)
+    model = sl.from_torch({"embed.weight": table} | tensors, flow=["embed", "lstm"])
     words = rng.integers(0, 9, 20)
     y = reference.run(model, words[:, None])[0]
     np.testing.assert_allclose(y, told_lstm(tensors, table[words]), atol=1e-6)
@@ -267,15 +269,6 @@ PERMANENT = (
     "make pruning or a parametrisation permanent first (prune.remove, remove_parametrizations)"
 )
 WEIGHTS = ("weight_ih", "weight_hh")
-
-
-def twice(*prefixes: str):
-    """The same names and sizes under each prefix, the events' as many as the units."""
-    return {
-        k: a
-        for p in prefixes
-        for k, a in (lstm(f"{p}lstm.", 4, 4) | linear(f"{p}fc.", 4, 4)).items()
-    }
 
 
 REFUSED = {
@@ -390,41 +383,6 @@ REFUSED = {
         LSTM_ | batch_norm("norm.", 4) | {"norm.running_var": -np.ones(4, np.float32)},
         "'norm.running_var' holds negative numbers or NaN",
     ),
-    "wrong batch norm": (
-        LSTM_ | batch_norm("norm.", 1),
-        "module 'norm' normalises 1 numbers, but there are 4 where it stands",
-    ),
-    "embedding or square Linear": (
-        {"embed.weight": normal(3, 3)} | LSTM_,
-        "tensor 'embed.weight' [3, 3] can be an Embedding's or a Linear layer's without bias; "
-        "import the live module",
-    ),
-    "two Linear layers": (
-        LSTM_ | linear("a.", 4, 4) | linear("b.", 4, 2),
-        "a state dict does not tell what stands between its 2 Linear layers; "
-        "pass activations= with 2 names, such as ['relu', 'linear'] "
-        "(for sl.verify: to open_source)",
-    ),
-    "Linear and batch norm": (
-        LSTM_ | linear("a.", 4, 2) | batch_norm("norm.", 2),
-        "a state dict does not tell what stands between its 1 Linear layers; "
-        "pass activations= with 1 names, such as ['relu', 'linear'] "
-        "(for sl.verify: to open_source)",
-    ),
-    "a network and its moving average": (
-        twice("model.", "ema_model."),
-        "'model' and 'ema_model' hold the same layers, and a file does not tell whether both run; "
-        "keep one of them, or select a recurrent layer alone",
-    ),
-    "two halves alike": (
-        lstm("encoder.", 4, 4) | lstm("decoder.", 4, 4),
-        "'encoder' and 'decoder' hold the same layers, and a file does not tell whether both run; "
-        "keep one of them, or select a recurrent layer alone",
-    ),
-    "two dtypes": (
-        LSTM_ | {k: a.astype(float) for k, a in linear("head.", 4, 2).items()},
-        "a state dict has layers of float32 and float64; make them one with model.float()",
-    ),
 }
 
 
@@ -441,40 +399,199 @@ def test_what_is_no_module_and_no_state_dict():
         sl.from_torch([])
 
 
-def test_activations_must_fit():
-    tensors = LSTM_ | linear("head.", 4, 2)
-    for activations, count in (([], 0), (["relu", "linear"], 2)):
-        sentence = f"{count} activations were given for 1 Linear layers; give one each"
-        with pytest.raises(UnsupportedModelError, match=sentence):
-            sl.from_torch(tensors, activations=activations)
-    with pytest.raises(ModelError, match="'gelu'"):
-        sl.from_torch(tensors, activations=["gelu"])
+# -- the flow ----------------------------------------------------------------------------
+
+FC = linear("fc.", 4, 2)
 
 
-def test_an_activation_beside_a_batch_norm_has_no_place():
-    tensors = LSTM_ | linear("a.", 4, 2) | batch_norm("norm.", 2)
-    assert kinds(sl.from_torch(tensors, activations=["linear"])) == [("lstm", 4), ("dense", 2)]
-    with pytest.raises(UnsupportedModelError) as caught:
-        sl.from_torch(tensors, activations=["relu"])
-    assert str(caught.value) == (
-        "a state dict does not tell whether 'relu' stands before or after the BatchNorm1d behind "
-        "'a'; import an nn.Sequential of them"
+def untold(keys: str, flow: list[str], how: str = "", what: str = "a state dict") -> str:
+    return (
+        f"{what} does not tell how its layers run ({keys}); import the live module "
+        "(sl.from_torch) or an ONNX file, or, where they run one after the other, say so: "
+        f"flow={flow}{how}, with relu, tanh ... where such a function runs"
     )
 
 
-def test_sizes_that_do_not_follow_each_other():
-    with pytest.raises(ModelError, match="layer 1 takes 5 inputs, but layer 0 gives 4 outputs"):
-        sl.from_torch(LSTM_ | linear("head.", 5, 2))
-    with pytest.raises(ModelError, match="at least one LSTM or GRU layer"):
-        sl.from_torch(linear("head.", 5, 2))
-    with pytest.raises(ModelError, match="at least one layer"):
-        sl.from_torch({})
+GAP = ", FUNCTION being what has no tensors there"
+ANY = " in the order in which they run"
+UNTOLD = {
+    "LSTM and Linear": (LSTM_ | FC, untold("lstm, fc", ["lstm", "fc"])),
+    "keys in another order": (FC | LSTM_, untold("fc, lstm", ["lstm", "fc"])),
+    "a Sequential's numbers or a ModuleList's": (
+        lstm("0.", 3, 4) | linear("1.", 4, 2),
+        untold("0, 1", ["0", "1"]),
+    ),
+    "a gap": (
+        LSTM_ | linear("head.0.", 4, 5) | linear("head.3.", 5, 2),
+        untold("lstm, head.0, head.3", ["lstm", "head.0", "FUNCTION", "head.3"], GAP),
+    ),
+    "a gap before": (
+        LSTM_ | linear("head.1.", 4, 5),
+        untold("lstm, head.1", ["lstm", "FUNCTION", "head.1"], GAP),
+    ),
+    "two heads": (
+        LSTM_ | linear("a.", 4, 2) | linear("b.", 4, 2),
+        untold("lstm, a, b", ["lstm", "a", "b"], ANY),
+    ),
+    "encoder and decoder": (
+        lstm("encoder.", 4, 4) | lstm("decoder.", 4, 4),
+        untold("encoder, decoder", ["encoder", "decoder"]),
+    ),
+    "a network and its moving average": (
+        {f"{p}.{key}": a for p in ("model", "ema") for key, a in (LSTM_ | FC).items()},
+        untold(
+            "model.lstm, model.fc, ema.lstm, ema.fc",
+            ["model.lstm", "model.fc", "ema.lstm", "ema.fc"],
+            ANY,
+        ),
+    ),
+    "batch norm": (LSTM_ | batch_norm("norm.", 4), untold("lstm, norm", ["lstm", "norm"])),
+    "embedding": (
+        LSTM_ | {"word_emb.weight": normal(9, 3)},
+        untold("lstm, word_emb", ["word_emb", "lstm"]),
+    ),
+    "Linear alone": (FC, untold("fc", ["fc"])),
+}
 
 
-def test_layers_names_are_for_other_formats(tmp_path):
-    save_file(LSTM_, tmp_path / "net.safetensors")
-    with pytest.raises(UnsupportedModelError, match="names its layers itself; layers= is for"):
-        sl.import_model(tmp_path / "net.safetensors", layers=["lstm"])
+@pytest.mark.parametrize("form", ["a dict", "net.safetensors", "net.pt"])
+@pytest.mark.parametrize("case", UNTOLD)
+def test_a_flow_that_nobody_tells_is_refused(case, form, tmp_path):
+    """With the flow that is likely, and one layer can be taken from it nonetheless."""
+    tensors, sentence = UNTOLD[case]
+    (tmp_path / "net.pt").write_bytes(zipped(tensors))
+    save_file(tensors, tmp_path / "net.safetensors")
+    source = pytorch.source_of(tensors) if form == "a dict" else pytorch.read(tmp_path / form)
+    with pytest.raises(UnsupportedModelError) as caught:
+        source.network()
+    if form != "net.safetensors":  # which has the keys in the alphabet's order
+        assert str(caught.value) == sentence
+    assert "say so: flow=['" in str(caught.value)
+    assert ": --flow " in caught.value.command_line
+    assert "flow=" not in caught.value.command_line
+    if case != "Linear alone":
+        assert source.recurrent()[0].layer is not None
+
+
+def test_keys_that_would_move_the_cursor_are_escaped():
+    with pytest.raises(UnsupportedModelError) as caught:
+        sl.from_torch(LSTM_ | linear("a\x1b[2J\n.", 4, 2))
+    assert r"(lstm, a\x1b[2J\n); import" in str(caught.value)
+    assert caught.value.command_line.isprintable()
+
+
+def test_a_likely_flow_is_found_without_an_order(tmp_path):
+    tensors = {f"net.z.{key}": a for key, a in (LSTM_ | FC).items()} | lstm("net.z.lstm.", 4, 4, 1)
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"say so: flow=\['net.z.lstm', 'net.z.fc'\],"):
+        sl.import_model(tmp_path / "net.safetensors")
+
+
+X3 = rng.standard_normal((30, 3)).astype(np.float32)
+FLOWS = {
+    "fc(lstm)": (["lstm", "fc"], lambda h, fc: fc(h)),
+    "fc(relu(lstm))": (["lstm", "relu", "fc"], lambda h, fc: fc(np.maximum(h, 0))),
+    "tanh(fc(lstm))": (["lstm", "fc", "tanh"], lambda h, fc: np.tanh(fc(h))),
+}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("case", FLOWS)
+def test_a_flow_that_the_user_says(case, order):
+    """Also where the keys stand the other way round."""
+    flow, told = FLOWS[case]
+    tensors = dict([*(LSTM_ | FC).items()][::order])
+    source = pytorch.source_of(tensors, flow=flow)
+    h = told_lstm(LSTM_, X3, prefix="lstm.")
+    y = told(h, lambda a: a @ FC["fc.weight"].T + FC["fc.bias"])
+    np.testing.assert_allclose(reference.run(model_of(source), X3)[0], y, atol=1e-5)
+    assert source.flow_by == "user"
+    assert pytorch.source_of(LSTM_).flow_by == "stack"
+
+
+def test_a_layer_that_is_called_as_a_function_is_the_layer():
+    tensors = lstm("relu.", 3, 4) | linear("linear.", 4, 4) | linear("tanh.", 4, 2)
+    model = sl.from_torch(tensors, flow=["relu", "linear", "sigmoid", "tanh"])
+    assert kinds(model) == [("lstm", 4), ("dense", 4), ("dense", 2)]
+    assert [m.activation for m in model.layers[1:]] == ["sigmoid", "linear"]
+
+
+def test_what_has_no_name_of_its_own_is_called_by_its_kind():
+    bare = lstm("", 3, 4) | lstm("", 4, 4, 1)
+    model = sl.from_torch(bare | FC, flow=["lstm", "fc"])
+    assert kinds(model) == [("lstm", 4), ("lstm", 4), ("dense", 2)]
+    assert kinds(sl.from_torch(bare, flow=["lstm", "tanh"])) == [
+        *[("lstm", 4)] * 2,
+        ("activation", 4),
+    ]
+
+
+FUNCTIONS = "the functions linear, tanh, sigmoid, relu, hard_sigmoid, hard_sigmoid6, softmax"
+MISSAID = {
+    "unknown": (
+        ["lstm", "fd"],
+        f"flow= has 'fd', which is no layer of the file and no function; the layers are lstm, fc, "
+        f"{FUNCTIONS}",
+    ),
+    "a sum": (
+        ["lstm", "fc + x"],
+        "flow= has 'fc + x', which is no layer of the file and no function; the layers are lstm, "
+        f"fc, {FUNCTIONS}; a flow is a chain of layers and functions: for sums, products and "
+        "branches import an ONNX file or the live module, or select one recurrent layer alone",
+    ),
+    "left out": (
+        ["lstm", "relu"],
+        "flow= leaves out fc; say where each of the file's layers runs, or save the weights "
+        "without those that don't run",
+    ),
+    "sizes": (
+        ["fc", "lstm"],
+        "'lstm.l0' takes 3 numbers a step, and is given 2: the layers run in another order, or "
+        "with something between them",
+    ),
+    "a text": ("lstm,fc", "flow= is one text; give a list: flow=['lstm', 'fc']"),
+}
+
+
+@pytest.mark.parametrize("case", MISSAID)
+def test_flows_that_do_not_fit(case):
+    flow, sentence = MISSAID[case]
+    with pytest.raises(UnsupportedModelError) as caught:
+        sl.from_torch(LSTM_ | FC, flow=flow)
+    assert str(caught.value) == sentence
+    assert caught.value.command_line == sentence.replace("flow=", "--flow", 1).replace(
+        "flow=['lstm', 'fc']", "--flow lstm,fc"
+    )
+
+
+NOT_FITTING = {
+    "batch norm": (
+        LSTM_ | batch_norm("norm.", 1),
+        ["lstm", "norm"],
+        "module 'norm' normalises 1 number, and is given 4",
+    ),
+    "embedding or square Linear": (
+        {"embed.weight": normal(3, 3)} | LSTM_,
+        ["embed", "lstm"],
+        "tensor 'embed.weight' [3, 3] can be an Embedding's or a Linear layer's without bias; "
+        "import the live module",
+    ),
+    "two dtypes": (
+        LSTM_ | {k: a.astype(float) for k, a in FC.items()},
+        ["lstm", "fc"],
+        "a state dict has layers of float32 and float64; make them one with model.float()",
+    ),
+    "no recurrent layer": (FC, ["fc"], "a model needs at least one LSTM or GRU layer"),
+    "nothing": ({}, [], "a model needs at least one layer"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FITTING)
+def test_layers_that_do_not_fit_the_flow(case):
+    tensors, flow, sentence = NOT_FITTING[case]
+    with pytest.raises(ModelError) as caught:
+        sl.from_torch(tensors, flow=flow)
+    assert sentence in str(caught.value)
 
 
 # -- one layer of many -------------------------------------------------------------------
@@ -516,58 +633,19 @@ def test_nothing_runs_it_without_torch(monkeypatch):
 
 
 def test_safetensors_files(tmp_path):
-    """A file keeps no order: LSTM layers by their numbers, Linear ones by their sizes."""
+    """LSTM layers go by their numbers, the rest by the flow."""
     tensors = {}
     for k in range(11):  # l10 comes before l2 in the alphabet
         tensors |= lstm("net.lstm.", 4 if k else 3, 4, k)
     tensors |= linear("net.z.", 4, 7) | linear("net.a.", 7, 2)
     save_file(tensors, tmp_path / "pump.safetensors")
-    model = sl.import_model(tmp_path / "pump.safetensors", activations=["tanh", "linear"])
+    flow = ["net.lstm", "net.z", "tanh", "net.a"]
+    model = sl.import_model(tmp_path / "pump.safetensors", flow=flow)
     assert model.name == "pump"
     assert kinds(model) == [("lstm", 4)] * 11 + [("dense", 7), ("dense", 2)]
     np.testing.assert_array_equal(model.layers[2].w_x, tensors["net.lstm.weight_ih_l2"])
     path = str(tmp_path / "pump.safetensors")
-    assert sl.import_model(path, activations=["tanh", "linear"], name="other").name == "other"
-
-
-@pytest.mark.parametrize(
-    ("tensors", "unclear"),
-    [
-        (LSTM_ | linear("a.", 4, 4) | linear("b.", 4, 4), "a, b, lstm"),
-        (LSTM_ | linear("a.", 4, 2) | linear("b.", 4, 2), "a, b, lstm"),
-        (lstm("encoder.", 3, 4) | lstm("decoder.", 4, 4), "decoder, encoder"),
-        (lstm("encoder.a.", 4, 4, None) | gru("encoder.b.", 4, 4, None), "encoder.a, encoder.b"),
-        (lstm("lstm.", 4, 4) | linear("a.", 4, 4), "a, lstm"),
-        (LSTM_ | batch_norm("norm.", 4) | linear("a.", 4, 2), "a, lstm, norm"),
-        (
-            LSTM_ | {k: a for n in range(6) for k, a in linear(f"f{n}.", 4 + n, 5 + n).items()},
-            "f0, f1, f2, f3, f4, f5, lstm",
-        ),
-    ],
-)
-def test_an_order_that_a_file_does_not_tell(tensors, unclear, tmp_path):
-    save_file(tensors, tmp_path / "net.safetensors")
-    sentence = f"does not tell the order of {unclear}; import the .pt file or the live module"
-    with pytest.raises(UnsupportedModelError, match=re.escape(sentence)):
-        sl.import_model(tmp_path / "net.safetensors", activations=["linear"] * 6)
-    first = next(iter(pytorch.read(tmp_path / "net.safetensors").recurrent()))
-    assert first.layer is not None  # one layer can be taken from it nonetheless
-
-
-@pytest.mark.parametrize("names", [("lstm1", "lstm2"), ("rnn", "rnn2"), ("a.2.rnn", "a.10.rnn")])
-def test_numbered_lstm_modules_follow_their_numbers(names, tmp_path):
-    """Also where their sizes would fit the other way round; a bare name comes first."""
-    first, second = (lstm(f"{name}.", 4, 4) | lstm(f"{name}.", 4, 4, 1) for name in names)
-    save_file(second | first | linear("fc.", 4, 2), tmp_path / "net.safetensors")
-    model = sl.import_model(tmp_path / "net.safetensors")
-    assert kinds(model) == [("lstm", 4)] * 4 + [("dense", 2)]
-    for k, (name, held) in enumerate((n, t) for n, t in zip(names, (first, second), strict=True)):
-        np.testing.assert_array_equal(model.layers[2 * k].w_x, held[f"{name}.weight_ih_l0"])
-
-
-def test_a_linear_layer_before_the_lstm_where_only_that_fits(tmp_path):
-    save_file(LSTM_ | linear("z.", 5, 3), tmp_path / "net.safetensors")
-    assert kinds(sl.import_model(tmp_path / "net.safetensors")) == [("dense", 3), ("lstm", 4)]
+    assert sl.import_model(path, flow=flow, name="other").name == "other"
 
 
 def test_tied_weights_are_restored(tmp_path):
@@ -575,49 +653,25 @@ def test_tied_weights_are_restored(tmp_path):
     tensors = lstm("lstm.", 3, 3) | linear("out.", 3, 9)
     notes = {"embed.weight": "out.weight", "format": "pt"}
     save_file(tensors, tmp_path / "net.safetensors", notes)
-    model = sl.import_model(tmp_path / "net.safetensors")
+    model = sl.import_model(tmp_path / "net.safetensors", flow=["embed", "lstm", "out"])
     assert kinds(model) == [("embedding", 3), ("lstm", 3), ("dense", 9)]
     np.testing.assert_array_equal(model.layers[0].w, tensors["out.weight"])
 
 
 # -- what is assumed ---------------------------------------------------------------------
 
-ORDER = "the layers follow each other in the order read, with nothing else between them: "
-ASSUMED = {
-    "nothing of one module": (lstm("", 3, 4) | lstm("", 4, 4, 1), {}, []),
-    "flow": (
-        LSTM_ | linear("fc.", 4, 2),
-        {},
-        [f"{ORDER}lstm, fc", "nothing follows 'fc' (pass activations= if something does)"],
-    ),
-    "order alone": (LSTM_ | linear("fc.", 4, 2), {"activations": ["relu"]}, [f"{ORDER}lstm, fc"]),
-    "options": (
-        {"embed.weight": normal(9, 3)} | LSTM_ | batch_norm("norm.", 4),
-        {},
-        [
-            "Embedding 'embed' has no max_norm",
-            "the eps of BatchNorm1d 'norm' is 1e-05, torch's default",
-            f"{ORDER}embed, lstm, norm",
-        ],
-    ),
-}
 
-
-@pytest.mark.parametrize("case", ASSUMED)
-def test_what_is_assumed_is_said(case):
-    tensors, options, clauses = ASSUMED[case]
-    source = pytorch.source_of(tensors, **options)
+def test_what_is_assumed_is_said():
+    """Options that a state dict does not keep."""
+    tensors = {"embed.weight": normal(9, 3)} | LSTM_ | batch_norm("norm.", 4)
+    source = pytorch.source_of(tensors, flow=["embed", "lstm", "norm"])
     assert source.assumed == []
     for _ in range(2):
         source.network()
-        assert source.assumed == clauses
-
-
-def test_an_embedding_stands_first(tmp_path):
-    tensors = {"a_embedding.weight": normal(9, 3)} | LSTM_ | linear("z.", 4, 2)
-    save_file(tensors, tmp_path / "net.safetensors")
-    model = sl.import_model(tmp_path / "net.safetensors")
-    assert kinds(model) == [("embedding", 3), ("lstm", 4), ("dense", 2)]
+        assert source.assumed == [
+            "Embedding 'embed' has no max_norm",
+            "the eps of BatchNorm1d 'norm' is 1e-05, torch's default",
+        ]
 
 
 def test_bfloat16_in_safetensors(tmp_path):

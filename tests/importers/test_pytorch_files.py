@@ -15,7 +15,11 @@ import streamlstm as sl
 from streamlstm.errors import ModelError, UnsupportedModelError
 from torch_files import Call, Module, Writer, legacy, linear, lstm, normal, to_bfloat16, zipped
 
-NET = lstm("lstm.", 3, 4) | linear("head.", 4, 2)
+NET = lstm("lstm.", 3, 4) | lstm("lstm.", 4, 4, 1)
+HEAD = linear("head.", 4, 2)
+
+
+OPTIMIZER = {"state": {0: {"step": normal(), "exp_avg": normal(16, 3)}}, "param_groups": [1]}
 
 
 @pytest.fixture
@@ -28,9 +32,7 @@ def imported(tmp_path):
 
 
 @pytest.mark.parametrize("write", [zipped, legacy])
-@pytest.mark.parametrize(
-    "held", [NET, {"epoch": 3, "model_state": NET, "optimizer": {"state": {}, "groups": [1]}}]
-)
+@pytest.mark.parametrize("held", [NET, {"epoch": 3, "model_state": NET, "optimizer": OPTIMIZER}])
 def test_pt_files_without_pytorch(write, held, imported, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert imported(write(held)).fingerprint == sl.from_torch(NET, name="net").fingerprint
@@ -66,21 +68,22 @@ def test_parameters_and_strangers_beside_them(imported):
 
 
 HELD = {
-    "statistics": {"state_dict": NET, "norm": {"mean": normal(1), "std": normal(1)}},
-    "deeper": {"ckpt": {"model": NET}, "optimizer": {"state": {"0": {"step": normal(1)}}}},
+    "deeper": {"ckpt": {"model": NET}, "optimizers": [OPTIMIZER], "loss": normal()},
+    "no weights": {"state_dict": NET, "rng": {"cpu": np.arange(9)}, "losses": {"best": normal()}},
+    "no skip": {"state_dict": NET, "hyper_parameters": {"skip": False, "skip_rows": 3}},
 }
 
 
 @pytest.mark.parametrize("held", HELD)
 def test_the_state_dict_of_a_checkpoint(held, imported):
-    """The only one with a recurrent layer, wherever it is."""
+    """The only one, wherever it is; what training keeps beside it is no part of the network."""
     assert imported(zipped(HELD[held])).fingerprint == sl.from_torch(NET).fingerprint
 
 
 def test_negated_tensors(imported):
     """A tensor with the neg bit is kept unnegated, and the bit beside it."""
-    head = {"head.weight": -NET["head.weight"]}
-    file = zipped(NET | head, negated="head.weight")
+    key = "lstm.weight_hh_l1"
+    file = zipped(NET | {key: -NET[key]}, negated=key)
     assert imported(file).fingerprint == sl.from_torch(NET).fingerprint
 
 
@@ -106,7 +109,10 @@ def test_torchscript(imported, monkeypatch):
     """Modules, their order and activations are in the file; its code is not looked at."""
     monkeypatch.setitem(sys.modules, "torch", None)
     net = scripted()
-    model = imported(zipped(net, code=True))
+    file = zipped(net, code=True)
+    with pytest.raises(UnsupportedModelError, match=r"say so: flow=\['lstm', 'head'\], with relu"):
+        imported(file)  # forward() of Net is code
+    model = imported(file, flow=["lstm", "head"])
     assert [(m.kind, getattr(m, "activation", "")) for m in model.layers] == [
         ("lstm", ""),
         ("dense", "relu"),
@@ -116,11 +122,15 @@ def test_torchscript(imported, monkeypatch):
     np.testing.assert_array_equal(model.layers[2].w, net["head"]["3"]["weight"])
 
 
-OPEN = "pass activations= with 2 names, such as ['relu', 'linear'] (for sl.verify: to open_source)"
-PLACELESS = (
-    "made behind no Linear layer, and a TorchScript file does not tell where it runs; make its "
-    "place known with an nn.Sequential of torch's modules, or select a recurrent layer alone"
-)
+def untold(keys: str, flow: list[str], how: str = "") -> str:
+    return (
+        f"a TorchScript file does not tell how its layers run ({keys}); import the live module "
+        "(sl.from_torch) or an ONNX file, or, where they run one after the other, say so: "
+        f"flow={flow}{how}, with relu, tanh ... where such a function runs"
+    )
+
+
+MINE = ", with what mine does as a function"
 LINEAR = {"weight": normal(2, 4), "bias": normal(2)}
 SCRIPTS = {
     "a Conv1d": (
@@ -131,13 +141,11 @@ SCRIPTS = {
     ),
     "an activation whose place is unknown": (
         scripted(act=Module(f"{NN}activation.Tanh")),
-        "module 'act' is a Tanh, and a TorchScript file does not tell after which layer it runs; "
-        f"{OPEN}",
+        untold("lstm, head, act", ["lstm", "head", "act"]),
     ),
     "a module without tensors": (
         scripted(mine=Module("__torch__.Mine")),
-        "module 'mine' is a Mine, and a TorchScript file does not tell after which layer it runs; "
-        f"{OPEN}",
+        untold("lstm, head", ["lstm", "head"], MINE),
     ),
     "an activation between LSTM and Linear": (
         Module(
@@ -146,7 +154,7 @@ SCRIPTS = {
             act=Module(f"{NN}activation.ReLU"),
             fc=Module(f"{NN}linear.Linear", **LINEAR),
         ),
-        f"module 'act' is a ReLU {PLACELESS}",
+        untold("lstm, act, fc", ["lstm", "act", "fc"]),
     ),
     "a module without tensors between LSTM and Linear": (
         Module(
@@ -155,7 +163,7 @@ SCRIPTS = {
             mine=Module("__torch__.Mine", drop=Module(f"{NN}dropout.Dropout")),
             fc=Module(f"{NN}linear.Linear", **LINEAR),
         ),
-        f"module 'mine' is a Mine {PLACELESS}",
+        untold("lstm, fc", ["lstm", "fc"], MINE),
     ),
     "Softmax": (
         Module(f"{NN}container.Sequential", **{"0": Module(f"{NN}activation.Softmax")}),
@@ -188,6 +196,26 @@ def test_refused_torchscript(case, imported):
     with pytest.raises(UnsupportedModelError) as caught:
         imported(zipped(net, code=True))
     assert str(caught.value) == sentence
+
+
+def test_a_sequential_of_torchscript_tells_its_flow(imported):
+    """And a flow beside that is refused."""
+    net = Module(f"{NN}container.Sequential", **scripted())
+    file = zipped(net, code=True)
+    assert [m.kind for m in imported(file).layers] == ["lstm", "dense", "dense"]
+    with pytest.raises(UnsupportedModelError) as caught:
+        imported(file, flow=["lstm", "head"])
+    assert str(caught.value) == "a TorchScript file tells its flow itself; leave out flow="
+
+
+def test_functions_of_torchscript_are_said_by_name_or_by_what_they_do(imported):
+    net = SCRIPTS["an activation between LSTM and Linear"][0]
+    file = zipped(net, code=True)
+    models = [imported(file, flow=["lstm", name, "fc"]) for name in ("act", "relu")]
+    assert [m.kind for m in models[0].layers] == ["lstm", "activation", "dense"]
+    assert models[0].fingerprint == models[1].fingerprint
+    with pytest.raises(UnsupportedModelError, match="flow= leaves out act;"):
+        imported(file, flow=["lstm", "fc"])
 
 
 def script_of(*parts: bytes) -> bytes:
@@ -267,11 +295,32 @@ FILES = {
     ),
     "one tensor": (
         zipped(normal(3)),
-        "{path} holds 0 state dicts (the whole file); save just model.state_dict()",
+        "{path} holds no state dict (the whole file); save just model.state_dict()",
     ),
     "two state dicts": (
         zipped({"a": NET, "b": NET, "c": 1}),
-        "{path} holds 2 state dicts (a, b); save just model.state_dict()",
+        "{path} holds 2 state dicts (a, b), and does not tell which run and how they are "
+        "connected; save just model.state_dict() of the whole network",
+    ),
+    "a state dict of each module": (
+        zipped({"lstm": lstm("", 3, 4), "norm": {"weight": normal(4)}, "step": 7}),
+        "{path} holds 2 state dicts (lstm, norm), and does not tell which run and how they are "
+        "connected; save just model.state_dict() of the whole network",
+    ),
+    "state dicts in a list": (
+        zipped({"models": [NET, NET | HEAD]}),
+        "{path} holds 2 state dicts (0, 1), and does not tell which run and how they are "
+        "connected; save just model.state_dict() of the whole network",
+    ),
+    "tensors beside the state dict": (
+        zipped({"state_dict": NET, "mean": normal(3), "std": normal(3), "loss": normal()}),
+        "{path} holds mean, std beside the state dict, and does not tell whether that changes the "
+        "outputs; save just model.state_dict()",
+    ),
+    "a skip": (
+        zipped({"state_dict": NET, "hyper_parameters": {"hidden": 4, "skip_connection": True}}),
+        "{path} holds skip_connection beside the state dict, and does not tell whether that "
+        "changes the outputs; save just model.state_dict()",
     ),
     "quantised weights": (
         zipped(NET | {"fc._packed_params": Call("torch.ScriptObject", 1)}),

@@ -240,7 +240,7 @@ REFUSED: list[tuple[Any, str]] = [
         GOOD | {"in_shape": [None, 0]},
         "the last number in 'in_shape' is 0; expected a whole number of 1 or more",
     ),
-    (network(5, lstm(RNG, 2, 3)), "layer 0 (lstm) takes 2 numbers, and 5 come to it"),
+    (network(5, lstm(RNG, 2, 3)), "layer 0 (lstm) takes 2 numbers, and is given 5"),
     (with_layer(stateful=True), "layer 0 (lstm) has 'stateful', which we don't know"),
     (with_layer(shape=[]), "the shape of layer 0 is []; expected a list of sizes"),
     (with_layer(weights=[]), "layer 0 (lstm) has 0 weights; expected 3"),
@@ -306,15 +306,22 @@ def test_what_is_refused(file: Any, sentence: str, tmp_path: Path) -> None:
     assert refusal(path) == sentence.replace("{path}", str(path)).replace("{known}", known)
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
-    assert refusal(path, layers=["a"]) == "a JSON file has its layers in order; leave out layers"
-    assert refusal(path, activations=["tanh"]) == (
-        "an RTNeural file says what its activations are; leave out activations"
-    )
-    path = written(tmp_path, simple_rnn())
-    assert refusal(path, activations=["tanh"]) == (
-        "model_data says what the network is; leave out activations"
+def test_a_flow_that_the_file_tells_itself_is_refused(tmp_path: Path) -> None:
+    for file in (GOOD, simple_rnn()):
+        path = written(tmp_path, file)
+        sentence = f"{path} tells its flow itself; leave out flow="
+        assert refusal(path, flow=["rec", "lin"]) == sentence
+
+
+@pytest.mark.parametrize("beside", [{"skip": 1}, {"head": {"weight": [[1.0]]}}, {"mean": [0.5]}])
+def test_what_stands_beside_a_state_dict_is_refused(beside: Any, tmp_path: Path) -> None:
+    """It may change the outputs; a date does not."""
+    held = simple_rnn()["state_dict"]
+    path = written(tmp_path, {"state_dict": held, "date": "2020-01-01", "skip": 0} | beside)
+    name = next(iter(beside))
+    assert refusal(path, flow=["rec", "lin"]) == (
+        f"{path} holds {name!r} beside the state dict, and does not tell whether that changes the "
+        "outputs; take it out if it does not"
     )
 
 
@@ -375,8 +382,11 @@ def test_state_dicts(form: str, tmp_path: Path) -> None:
     file: dict[str, Any] = simple_rnn()
     held = file["state_dict"]
     if form != "model_data":
-        file = held if form == "plain" else {"state_dict": held}
-    model = sl.import_model(written(tmp_path, file))
+        file = held if form == "plain" else {"state_dict": held, "date": "today", "skip": 0}
+    path = written(tmp_path, file)
+    if form != "model_data":
+        assert "does not tell how its layers run (rec, lin)" in refusal(path)
+    model = sl.import_model(path, flow=None if form == "model_data" else ["rec", "lin"])
     x = np.random.default_rng(1).standard_normal((60, 2))
     ours, _ = reference.run(model, x)
     assert np.abs(ours - torch_run(held, 2, x)).max() < 1e-6
@@ -411,7 +421,7 @@ def test_a_gru_of_core_audio_ml(tmp_path: Path) -> None:
         ),
         (
             simple_rnn(num_layers=10**12),
-            "model_data has 1000000000000 layers, and state_dict has fewer",
+            "model_data has 1,000,000,000,000 layers, and state_dict has fewer",
         ),
         (
             simple_rnn(hidden_size=4),

@@ -399,7 +399,7 @@ CELL_REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "inputs": (
         lambda _, op, __: op.inputs.pop(),
-        f"{LSTM} has 23 inputs and 1 outputs; expected 20 or 24, and 1",
+        f"{LSTM} has 23 inputs and 1 output; expected 20 or 24, and 1",
     ),
     "different shapes": (another_shape, f"{LSTM} has inputs 12 to 15 of different shapes"),
     "projection": (
@@ -565,7 +565,7 @@ NETWORK_REFUSED: dict[str, tuple[Callable[[Graph, int], int], str]] = {
     ),
     "width": (
         lambda graph, x: add_lstm(graph, x, cell(0, 2, 5), (1, 4, 3))[0],
-        f"{LSTM} takes 2 numbers, and 3 come to it",
+        f"{LSTM} takes 2 numbers, and is given 3",
     ),
     "several steps at once": (
         lambda graph, x: dense(graph, x, 12),
@@ -727,7 +727,7 @@ def test_inputs_and_outputs_that_are_refused(tmp_path: Path) -> None:
     x, other = graph.tensor(1, 4, 3), graph.tensor(1, 4, 3)
     out = graph.apply(Operator.TANH, [x], 1, 4, 3)
     assert refusal(written(tmp_path, graph.finish([x, other], [out]))) == (
-        "the graph has 2 inputs and 1 outputs; expected one of each"
+        "the graph has 2 inputs and 1 output; expected one of each"
     )
     graph.graph.tensors[x].shapeSignature = [1, 4, -1]
     assert refusal(written(tmp_path, graph.finish([x], [out]))) == (
@@ -827,12 +827,9 @@ def test_a_custom_operator_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("how", [{"activations": ["tanh"]}, {"layers": ["lstm"]}])
-def test_options_of_other_formats_are_refused(how: dict[str, Any], tmp_path: Path) -> None:
+def test_a_flow_that_the_file_tells_itself_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, one_cell(cell(0, 3, 5)))
-    assert refusal(path, **how) == (
-        "a .tflite file says what its layers are; leave out activations and layers"
-    )
+    assert refusal(path, flow=["lstm"]) == f"{path} tells its flow itself; leave out flow="
 
 
 def test_no_framework_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

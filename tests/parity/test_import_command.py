@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def net(tmp_path, monkeypatch) -> Net:
     return net
 
 
-TOLD = ("--activations", "relu,linear")
+TOLD = ("--flow", "lstm,hidden,relu,head")
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -53,7 +54,7 @@ def test_a_state_dict(capsys, net, name):
     code, out, err = run(capsys, "import", name, "-o", "pump.safetensors", *TOLD)
     assert (code, err) == (0, "")
     proof = model_file.read_proof("pump.safetensors")
-    assert proof.framework.startswith("torch ")
+    assert proof.framework.startswith("PyTorch ")
     assert proof.framework.split("+")[0] in out
     assert 0 < proof.largest < 1e-6
     with torch.no_grad():
@@ -68,12 +69,42 @@ def test_a_state_dict(capsys, net, name):
 def test_what_the_file_does_not_tell(capsys):
     code, _, err = run(capsys, "import", "trained.pt", "-o", "pump.safetensors")
     assert code == 1
-    assert "activations" in err
+    told = "a state dict does not tell how its layers run (lstm, hidden, head); "
+    assert told in err
+    assert "--flow lstm,hidden,head, with relu, tanh" in err
     assert not Path("pump.safetensors").exists()
     code, out, err = run(capsys, "inspect", "trained.pt")
     assert code == 1
     assert "LSTM 3 -> 16\n" in out
-    assert "activations" in err
+    assert told in err
+
+
+@pytest.mark.usefixtures("net")
+def test_a_flow_of_the_users_is_no_proof(capsys):
+    """Neither at the import nor when the file is looked at; a live module is one."""
+    _, imported, _ = run(capsys, "import", "trained.pt", "-o", "pump.safetensors", *TOLD)
+    _, inspected, _ = run(capsys, "inspect", "pump.safetensors")
+    for out in (imported, inspected):
+        line = re.search(r"^compared .*$", out, re.MULTILINE)[0]
+        assert re.fullmatch(
+            r"compared     cells only, against PyTorch [\d.]+: 500 steps, largest difference \S+; "
+            r"the flow is as --flow says: give sl.verify a live module to prove it",
+            line,
+        )
+        assert "\nproof" not in out
+
+
+def test_a_live_module_proves_the_flow(net, capsys):
+    model = sl.from_torch(net, flow=["lstm", "hidden", "relu", "head"])
+    model.save("pump.safetensors", proof=sl.verify(model, net))
+    _, out, _ = run(capsys, "inspect", "pump.safetensors")
+    assert re.search(r"^proof        PyTorch [\d.]+: 500 steps, largest", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("net")
+def test_one_layer_taken_out_is_proven(capsys):
+    argv = ("import", "trained.pt", "-o", "pump.safetensors", "--select", "lstm.l1")
+    assert "\nproof        PyTorch " in run(capsys, *argv)[1]
 
 
 @pytest.mark.usefixtures("net")
@@ -88,8 +119,8 @@ def test_select_takes_a_layer_out(capsys):
 
 
 def test_verify_takes_file_source_and_module(net):
-    model = sl.import_model("trained.pt", activations=["relu", "linear"])
-    source = open_source("trained.pt", activations=["relu", "linear"])
+    model = sl.import_model("trained.pt", flow=["lstm", "hidden", "relu", "head"])
+    source = open_source("trained.pt", flow=["lstm", "hidden", "relu", "head"])
 
     def answers(x):
         with torch.no_grad():
@@ -111,7 +142,7 @@ def test_gates_in_a_wrong_order_are_not_written(capsys, monkeypatch, order):
     monkeypatch.setitem(gate_orders.ORDERS["pytorch"], "lstm", order)
     code, _, err = run(capsys, "import", "trained.pt", "-o", "pump.safetensors", *TOLD)
     assert code == 1
-    assert "pump.safetensors was not written: the largest difference to torch" in err
+    assert "pump.safetensors was not written: the largest difference to PyTorch" in err
     assert not Path("pump.safetensors").exists()
 
 

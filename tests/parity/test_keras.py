@@ -221,7 +221,7 @@ def test_weights_only(file, tmp_path):
     else:
         model.save_weights(tmp_path / file)
     x = events(3, 5)
-    told = {"layers": ["a", "b", "c"], "activations": ["relu"]}
+    told = {"flow": ["a", "b", "c", "relu"]}
     imported = sl.import_model(tmp_path / file, **told)
     agree(imported, x, run(model, x)[0])
     assert sl.verify(imported, open_source(tmp_path / file, **told)).largest < 1e-5
@@ -244,9 +244,9 @@ def test_a_model_of_ones_own_class(tmp_path):
     x = events(4, 3)
     y = run(model, x)[0]
     model.save(tmp_path / "n.keras")
-    with pytest.raises(UnsupportedModelError, match=r"there are: body, head$"):
+    with pytest.raises(UnsupportedModelError, match=r"say so: flow=\['body', 'head'\]"):
         sl.import_model(tmp_path / "n.keras")
-    own = sl.import_model(tmp_path / "n.keras", layers=["body", "head"], activations=["linear"])
+    own = sl.import_model(tmp_path / "n.keras", flow=["body", "head"])
     agree(own, x, y)
 
 

@@ -22,7 +22,6 @@ from torch.nn.utils import prune
 import streamlstm as sl
 from agree import agree
 from networks import C_ERROR, H_ERROR
-from streamlstm import reference
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import model_of, open_source, pytorch
 from streamlstm.importers.pytorch import run as torch_run
@@ -50,8 +49,9 @@ class Net(nn.Module):
         return a, state
 
 
-def activations(net: Net) -> list[str]:
-    return ["relu"] * (len(net.head) - 1) + ["linear"] * bool(len(net.head))
+def flow(net: Net) -> list[str]:
+    heads = [f"head.{k}" for k in range(len(net.head))]
+    return ["lstm", *" relu ".join(heads).split()]
 
 
 @st.composite
@@ -90,7 +90,7 @@ def check(net: Net, model: sl.Model, x: torch.Tensor) -> None:
 @settings(max_examples=80)
 def test_any_network(net, streams, steps):
     x = torch.randn(streams, steps, net.lstm.input_size, dtype=net.lstm.weight_ih_l0.dtype)
-    check(net, sl.from_torch(net, activations=activations(net)), x)
+    check(net, sl.from_torch(net, flow=flow(net)), x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,7 +119,7 @@ def test_cells():
     torch.manual_seed(0)
     cells = nn.ModuleList([nn.LSTMCell(3, 5), nn.LSTMCell(5, 4)])
     x = torch.randn(10, 3)
-    with torch.no_grad(), sl.Engine(sl.from_torch(cells)) as engine:
+    with torch.no_grad(), sl.Engine(sl.from_torch(cells, flow=["0", "1"])) as engine:
         session = engine.open("a")
         states = [None, None]
         for event in x:
@@ -142,15 +142,15 @@ HELD = {
 def test_pt_files(held, ending, tmp_path):
     path = tmp_path / f"pump.{ending}"
     torch.save(HELD[held](NET), path)
-    model = sl.import_model(path, activations=activations(NET))
+    model = sl.import_model(path, flow=flow(NET))
     assert model.name == "pump"
     check(NET, model, torch.randn(2, 12, 3))
 
 
 def test_safetensors_files(tmp_path):
     save_file(NET.state_dict(), tmp_path / "pump.safetensors")
-    model = sl.import_model(tmp_path / "pump.safetensors", activations=activations(NET))
-    live = sl.from_torch(NET, activations=activations(NET))
+    model = sl.import_model(tmp_path / "pump.safetensors", flow=flow(NET))
+    live = sl.from_torch(NET, flow=flow(NET))
     assert model.fingerprint == live.fingerprint
 
 
@@ -272,7 +272,7 @@ def test_every_cell_in_every_form(*, kind, inputs, units, layers, bias, seed):
     torch.manual_seed(seed)
     net = recurrent_layer(kind, inputs, units, layers, bias)
     source = pytorch.source_of(net)
-    assert source.framework.endswith("the module itself")
+    assert source.flow_by == "source"
     x = torch.randn(300, inputs)
     y = source.answers(x.numpy(), None)
     with torch.no_grad():
@@ -313,7 +313,7 @@ def test_peepholes(inputs, units, seed):
     source = pytorch.source_of(net)
     x = torch.randn(300, inputs).numpy()
     agree(model_of(source), x, source.answers(x, None))
-    assert source.framework.endswith("the module itself")
+    assert source.flow_by == "source"
     file = pytorch.source_of(net.state_dict())
     assert file.framework == ""
     with pytest.raises(UnsupportedModelError, match="torch has no peepholes, so it can't run 'l0'"):
@@ -336,13 +336,13 @@ def test_what_stands_around(*, kind, inputs, units, layers, outputs, seed):
     torch.manual_seed(seed)
     net = Around(recurrent_layer(kind, inputs, units, layers, True), outputs)
     source = pytorch.source_of(net)
-    assert source.framework.endswith("the module itself")
+    assert source.flow_by == "source"
     assert net.training
     x = torch.randn(100, inputs).numpy()
     y = source.answers(x, None)
     model = model_of(source)
     agree(model, x, y)
-    turn = torch_run.in_turn(list(source._flow()), x)
+    turn = torch_run.in_turn(source._chain, x)
     np.testing.assert_allclose(turn, y, atol=1e-5)
 
 
@@ -366,7 +366,7 @@ def test_words(tmp_path):
     y = source.answers(x, None)
     agree(model_of(source), x, y)
     torch.save(net.state_dict(), tmp_path / "words.pt")
-    file = open_source(tmp_path / "words.pt", activations=["softmax"])
+    file = open_source(tmp_path / "words.pt", flow=["embed", "gru", "head.0", "softmax"])
     assert model_of(file).fingerprint == model_of(source).fingerprint
     np.testing.assert_allclose(file.answers(x, None), y, atol=1e-6)
 
@@ -377,31 +377,153 @@ def test_torchscript_tells_its_activations(tmp_path):
     net = Around(nn.GRU(3, 8, batch_first=True), 2)
     net.norm.eps = 1e-5  # TorchScript keeps it in its code
     torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
-    model = sl.import_model(tmp_path / "net.pt", name="model")
+    model = sl.import_model(tmp_path / "net.pt", flow=["rnn", "norm", "head"], name="model")
     assert model.fingerprint == sl.from_torch(net).fingerprint
     loaded = torch.jit.load(tmp_path / "net.pt")
     assert sl.from_torch(loaded).fingerprint == model.fingerprint
 
 
-def test_a_flow_that_is_not_the_order_of_making_is_seen():
-    """Why the module itself is run: from its layers alone nobody can tell."""
+# -- flows -------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """fc(between(lstm)), then after of it and of the events; made in either order."""
+
+    between = after = staticmethod(lambda a, *_: a)
+
+    def __init__(self, inputs: int = 4, turned: bool = False):
+        super().__init__()
+        layers = {"rnn": nn.LSTM(inputs, 4, batch_first=True), "fc": nn.Linear(4, inputs)}
+        for name in sorted(layers, reverse=not turned):
+            self.add_module(name, layers[name])
+
+    def forward(self, x):
+        return self.after(self.fc(self.between(self.rnn(x)[0])), x)
+
+
+class ReluBetween(Plain):
+    between = staticmethod(torch.relu)
+
+
+class TanhAfter(Plain):
+    after = staticmethod(lambda y, _: torch.tanh(y))
+
+
+class Half(Plain):
+    after = staticmethod(lambda y, _: 0.5 * y)
+
+
+class Skip(Plain):
+    after = staticmethod(lambda y, x: y + x)
+
+
+class Residual(Plain):
+    def forward(self, x):
+        h = self.rnn(x)[0]
+        return self.fc(h + x)
+
+
+class Autoencoder(nn.Module):
+    """Its decoder repeats what the encoder ended with."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = (nn.LSTM(4, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, x):
+        h = self.encoder(x)[0][:, -1:]
+        return self.decoder(h.expand(-1, x.shape[1], -1))[0]
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.rnn(x)[0]
+        return self.a(h) * self.b(h)
+
+
+# A flow that says it, None where a chain can't.
+NETS = {
+    "fc(lstm)": (Plain, ["rnn", "fc"]),
+    "fc(relu(lstm))": (ReluBetween, ["rnn", "relu", "fc"]),
+    "tanh(fc(lstm))": (TanhAfter, ["rnn", "fc", "tanh"]),
+    "0.5 fc(lstm)": (Half, None),
+    "fc(lstm) + x": (Skip, None),
+    "fc(lstm + x)": (Residual, None),
+    "a window's autoencoder": (Autoencoder, None),
+    "two heads": (Heads, None),
+    "made the other way round": (lambda: Plain(turned=True), ["rnn", "fc"]),
+}
+FORMS = ["module", "state dict", "net.pt", "net.safetensors", "modules.pt", "script.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", NETS)
+def test_no_flow_is_guessed(case, form, tmp_path):
+    """A file is refused; a live module is, too, unless its own forward() was taken."""
     torch.manual_seed(0)
+    make, flow = NETS[case]
+    net = make().eval()
+    tensors = net.state_dict()
+    torch.save(tensors, tmp_path / "net.pt")
+    save_file(tensors, tmp_path / "net.safetensors")
+    parts = {name: m.state_dict() for name, m in net.named_children()}
+    torch.save({"epoch": 3, **parts}, tmp_path / "modules.pt")
+    torch.jit.save(torch.jit.trace(net, torch.zeros(1, 5, 4)), tmp_path / "script.pt")
 
-    class Turned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head, self.rnn = nn.Linear(4, 4), nn.LSTM(4, 4, batch_first=True)
+    def model(**told) -> sl.Model:
+        of = {"module": net, "state dict": tensors}.get(form)
+        if of is not None:
+            return sl.from_torch(of, **told)
+        return sl.import_model(tmp_path / form, **told)
 
-        def forward(self, x):
-            return self.head(self.rnn(x)[0])
-
-    net = Turned()
-    source = pytorch.source_of(net)
-    x = torch.randn(50, 4)
+    x = torch.randn(200, 4)
     with torch.no_grad():
-        y = source.answers(x.numpy(), None)
-        np.testing.assert_allclose(y, net(x[None])[0], atol=1e-6)
-    assert np.abs(y - reference.run(model_of(source), x)[0]).max() > 0.01
+        y = net(x[None])[0].numpy()
+    if form == "module" and case in ("fc(lstm)", "made the other way round"):
+        agree(model(), x.numpy(), y)
+    else:
+        with pytest.raises(UnsupportedModelError):
+            model()
+    if flow is not None and form != "modules.pt":
+        agree(model(flow=flow), x.numpy(), y)
+    if form == "module":
+        with pytest.raises(UnsupportedModelError, match="forward\\(\\) answers other than"):
+            model(flow=[*net._modules, "sigmoid"])
+
+
+@given(
+    st.lists(st.sampled_from(["relu", "tanh", "sigmoid", "hard_sigmoid6", "fc"]), max_size=4),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_flow_of_a_state_dict_is_run_as_said(items, seed):
+    torch.manual_seed(seed)
+    layers = nn.ModuleDict({"lstm": nn.LSTM(3, 6, 2, batch_first=True)})
+    flow, x = ["lstm"], torch.randn(60, 3)
+    with torch.no_grad():
+        y = layers["lstm"](x[None])[0][0]
+        for k, item in enumerate(items):
+            if item == "fc":
+                layers[f"fc{k}"] = nn.Linear(6, 6)
+                y = layers[f"fc{k}"](y)
+            else:
+                y = (
+                    nn.functional.hardsigmoid(y)
+                    if item == "hard_sigmoid6"
+                    else getattr(torch, item)(y)
+                )
+            flow.append(f"fc{k}" if item == "fc" else item)
+    source = pytorch.source_of(layers.state_dict(), flow=flow)
+    assert source.flow_by == "user"
+    agree(model_of(source), x.numpy(), y.numpy())
+    np.testing.assert_allclose(source.answers(x.numpy(), None), y, atol=1e-5)
 
 
 def test_a_module_that_takes_one_step_is_not_run_over_a_batch():
@@ -414,8 +536,8 @@ def test_a_module_that_takes_one_step_is_not_run_over_a_batch():
             return self.head(self.rnn(x.reshape(-1, 1, 3))[0][:, 0])
 
     torch.manual_seed(0)
-    source = pytorch.source_of(OneStep())
-    assert source.framework.endswith("each layer alone in the order read")
+    source = pytorch.source_of(OneStep(), flow=["rnn", "head"])
+    assert source.flow_by == "user"
     x = torch.randn(50, 3).numpy()
     agree(model_of(source), x, source.answers(x, None))
 
@@ -554,15 +676,9 @@ REFUSED = {
     ),
     "activation": (
         Loose(lstm=nn.LSTM(3, 4), head=nn.Linear(4, 2), act=nn.Tanh()),
-        "module 'act' is a Tanh, and a module does not tell after which layer it runs; "
-        "pass activations= with 1 names, such as ['relu', 'linear'] "
-        "(for sl.verify: to open_source)",
-    ),
-    "two Linear layers": (
-        Loose(lstm=nn.LSTM(3, 4), a=nn.Linear(4, 2), b=nn.Linear(2, 2)),
-        "a module does not tell what stands between its 2 Linear layers; "
-        "pass activations= with 2 names, such as ['relu', 'linear'] "
-        "(for sl.verify: to open_source)",
+        "a module does not tell how its layers run (lstm, head, act); give it a forward() that "
+        "takes a whole sequence, export it to ONNX, or, where they run one after the other, say "
+        "so: flow=['lstm', 'head', 'act'], with relu, tanh ... where such a function runs",
     ),
     "no numbers": (
         nn.LSTM(3, 4, device="meta"),
@@ -580,53 +696,15 @@ def test_refused_modules(case):
     assert str(caught.value) == sentence
 
 
-def test_activations_are_checked_where_they_are_known():
-    net = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2), nn.Tanh())
-    with pytest.raises(UnsupportedModelError) as caught:
-        sl.from_torch(net, activations=["relu"])
-    assert str(caught.value) == (
-        "activations= says 'relu' for module '1', but 'tanh' follows it in its Sequential; "
-        "give that, or leave activations= out"
-    )
-
-
-def test_an_activation_that_starts_the_next_sequential_is_there_once():
+def test_a_sequential_is_said_as_one():
     net = Loose(lstm=nn.LSTM(3, 4), a=nn.Linear(4, 2), b=nn.Sequential(nn.Tanh(), nn.Linear(2, 2)))
-    model = sl.from_torch(net)
+    model = sl.from_torch(net, flow=["lstm", "a", "b"])
     assert [(m.kind, m.output_size) for m in model.layers] == [
         ("lstm", 4),
         ("dense", 2),
         ("dense", 2),
     ]
     assert model.layers[1].activation == "tanh"
-
-
-PLACELESS = (
-    "made behind no Linear layer, and a module does not tell where it runs; make its place known "
-    "with an nn.Sequential of torch's modules, or select a recurrent layer alone"
-)
-
-
-def placeless() -> nn.Module:
-    return Loose(lstm=nn.LSTM(3, 4), act=nn.ReLU(), fc=nn.Linear(4, 2))
-
-
-@pytest.mark.parametrize("activations", [None, ["relu"], ["linear"]])
-def test_an_activation_that_activations_can_not_say(activations):
-    with pytest.raises(UnsupportedModelError) as caught:
-        sl.from_torch(placeless(), activations=activations)
-    assert str(caught.value) == f"module 'act' is a ReLU {PLACELESS}"
-    assert model_of(pytorch.source_of(placeless()), "lstm.l0").layers[0].units == 4
-
-
-def test_an_activation_that_was_not_given():
-    net = Loose(lstm=nn.LSTM(3, 4), fc=nn.Linear(4, 2), act=nn.ReLU())
-    with pytest.raises(UnsupportedModelError) as caught:
-        sl.from_torch(net, activations=["linear"])
-    assert str(caught.value) == (
-        "module 'act' is a ReLU, but activations= has no 'relu'; give it for the Linear layer "
-        "that it follows"
-    )
 
 
 class Own(nn.Module):
@@ -638,11 +716,9 @@ def test_an_activation_of_ones_own_in_a_sequential():
     net = nn.Sequential(
         nn.LSTM(3, 4), nn.Linear(4, 4), nn.Sequential(Own()), nn.Sequential(), nn.Linear(4, 2)
     )
-    with pytest.raises(
-        UnsupportedModelError, match=r"module '2\.0' is a Own, and a module does not"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"with what 2\.0 does as a function"):
         sl.from_torch(net)
-    model = sl.from_torch(net, activations=["relu", "linear"])
+    model = sl.from_torch(net, flow=["0", "1", "relu", "4"])
     assert [m.activation for m in model.layers[1:]] == ["relu", "linear"]
 
 
@@ -677,13 +753,13 @@ def test_a_module_is_left_as_it_was(wrapped):
     net = Kept()
     against = WRAPPED[wrapped](net)
     proof = sl.verify(sl.from_torch(against), against, steps=50)
-    assert proof.framework.endswith("the module itself")
+    assert proof.flow_by == "source"
     assert proof.largest < 1e-6
     assert (net.state, net.runs, net.training) == (None, 0, True)
 
 
 def test_a_live_module_is_asked_also_where_it_can_not_be_imported():
-    """It needs no activations then; and a batch norm at the start is its own affair."""
+    """It needs no flow then; and a batch norm at the start is its own affair."""
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -701,7 +777,7 @@ def test_a_live_module_is_asked_also_where_it_can_not_be_imported():
     net = Scaled()
     same = nn.Sequential(net.norm, net.lstm, net.act, net.a, nn.Sigmoid(), net.b)
     proof = sl.verify(sl.from_torch(same), net, steps=50)
-    assert proof.framework.endswith("the module itself")
+    assert proof.flow_by == "source"
     assert proof.largest < 1e-6
 
 
@@ -710,7 +786,8 @@ def test_a_way_to_ask_is_looked_for_once(monkeypatch):
     right = torch_run.way_to_ask
     monkeypatch.setattr(torch_run, "way_to_ask", lambda *a: asked.append(1) or right(*a))
     net = Kept()
-    sl.verify(sl.from_torch(net), net, steps=5)
+    source = pytorch.source_of(net)
+    sl.verify(model_of(source), source, steps=5)
     assert len(asked) == 1
 
 
@@ -721,14 +798,14 @@ def test_options_are_assumed_where_a_file_lacks_them(tmp_path):
     live.network()
     assert live.assumed == []
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    file = open_source(tmp_path / "net.pt")
+    file = open_source(tmp_path / "net.pt", flow=["0", "1", "2"])
     file.network()
     assert file.assumed == [
         "Embedding '0' has no max_norm",
         "the eps of BatchNorm1d '2' is 1e-05, torch's default",
-        "the layers follow each other in the order read, with nothing else between them: 0, 1, 2",
     ]
-    assert file.framework == f"torch {torch.__version__}, each layer alone in the order read"
+    assert file.framework == f"PyTorch {torch.__version__.partition('+')[0]}"
+    assert (live.flow_by, file.flow_by) == ("file", "user")
 
 
 def test_tied_weights_in_safetensors(tmp_path):
@@ -736,10 +813,9 @@ def test_tied_weights_in_safetensors(tmp_path):
     net = Loose(embed=nn.Embedding(9, 4), lstm=nn.LSTM(4, 4), out=nn.Linear(4, 9, bias=False))
     net.embed.weight = net.out.weight
     save_model(net, tmp_path / "model.safetensors")
-    assert (
-        sl.import_model(tmp_path / "model.safetensors").fingerprint
-        == sl.from_torch(net).fingerprint
-    )
+    flow = ["embed", "lstm", "out"]
+    read = sl.import_model(tmp_path / "model.safetensors", flow=flow)
+    assert read.fingerprint == sl.from_torch(net, flow=flow).fingerprint
 
 
 def test_negated_tensors(tmp_path):
@@ -753,12 +829,6 @@ def test_negated_tensors(tmp_path):
         assert model.fingerprint == right.fingerprint
 
 
-def test_activations_that_only_the_caller_knows():
-    net = Loose(lstm=nn.LSTM(3, 4), a=nn.Linear(4, 2), b=nn.Linear(2, 2), act=nn.Softmax(dim=0))
-    model = sl.from_torch(net, activations=["tanh", "softmax"])
-    assert [m.activation for m in model.layers[1:]] == ["tanh", "softmax"]
-
-
 def test_dropout_and_identity_are_nothing_when_run():
     module = nn.Sequential(nn.LSTM(3, 4, 2, dropout=0.5), nn.Dropout(0.5), nn.Linear(4, 2))
     model = sl.from_torch(module)
@@ -768,7 +838,8 @@ def test_dropout_and_identity_are_nothing_when_run():
 def test_a_sequential_tells_its_activations():
     module = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2), nn.Tanh())
     assert sl.from_torch(module).layers[1].activation == "tanh"
-    assert sl.from_torch(module, activations=["tanh"]).layers[1].activation == "tanh"
+    with pytest.raises(UnsupportedModelError, match="a module tells its flow itself; leave out"):
+        sl.from_torch(module, flow=["0", "1", "tanh"])
 
 
 ran = []
@@ -804,17 +875,17 @@ def test_code_in_a_file_is_never_run(held, what, new, tmp_path):
 
 def test_code_beside_a_state_dict_is_not_run_either(tmp_path):
     torch.save({"model": NET.state_dict(), "planted": Planted()}, tmp_path / "net.pt")
-    model = sl.import_model(tmp_path / "net.pt", activations=activations(NET), name="model")
-    assert model.fingerprint == sl.from_torch(NET, activations=activations(NET)).fingerprint
+    model = sl.import_model(tmp_path / "net.pt", flow=flow(NET), name="model")
+    assert model.fingerprint == sl.from_torch(NET, flow=flow(NET)).fingerprint
     assert not ran
 
 
 @pytest.mark.parametrize(
     ("held", "sentence"),
     [
-        (torch.zeros(3), "holds 0 state dicts (the whole file)"),
+        (torch.zeros(3), "holds no state dict (the whole file)"),
         ({"a": NET.state_dict(), "b": NET.state_dict()}, "holds 2 state dicts (a, b)"),
-        ({}, "holds 0 state dicts (); save just model.state_dict()"),
+        ({}, "holds no state dict (); save just model.state_dict()"),
     ],
 )
 def test_files_that_hold_no_single_state_dict(held, sentence, tmp_path):

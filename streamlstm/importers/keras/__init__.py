@@ -4,8 +4,8 @@ Read as data (files): no layer of Keras is made, no code in a file is run. A sta
 layer's kept state and return_sequences do not matter: every session starts at zeros, and the
 answer to each event is what Keras would have answered had the sequence ended there.
 
-Weights without an architecture tell sizes and no more: the user gives the layers' order and the
-dense layers' activations, and cells are taken to have the default functions of their Keras.
+Weights without an architecture tell sizes and no more: the user says the flow, and cells are taken
+to have the default functions of their Keras.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
+from streamlstm.importers.flow import Flow, check_not_said, check_said, in_both_words
 from streamlstm.importers.fold import Scale
 from streamlstm.importers.keras import run
 from streamlstm.importers.keras.cells import RECURRENT, cells, recurrent
-from streamlstm.importers.keras.files import KerasFile, open_file, refuse
+from streamlstm.importers.keras.files import KerasFile, Place, open_file, refuse
 from streamlstm.importers.keras.flow import Part, flow, is_model, parts
 from streamlstm.importers.keras.layers import layers_of, start, unsupported, wrapped
+from streamlstm.importers.keras.options import function_of
 from streamlstm.importers.keras.weights import gate_function, weight_parts
 from streamlstm.importers.source import Found, Source, selected
-from streamlstm.layers import Function, Layer, Recurrent
+from streamlstm.layers import FUNCTIONS, Layer, Recurrent
+from streamlstm.model_file import FlowBy
 
 Array = NDArray[Any]
 
@@ -34,21 +37,13 @@ Array = NDArray[Any]
 _ALSO_RECURRENT = ("Bidirectional", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 
 
-def read(
-    path: Path, *, activations: Sequence[Function] | None, layers: Sequence[str] | None
-) -> KerasSource:
+def read(path: Path, *, flow: Flow | None = None) -> KerasSource:
     """The network in a .keras or HDF5 file; see open_source. Raises UnsupportedModelError."""
     file = open_file(path)
     if is_model(file.config):
-        given = [
-            name
-            for name, value in (("activations=", activations), ("layers=", layers))
-            if value is not None
-        ]
-        if given:
-            refuse(f"{path} tells its architecture; leave {' and '.join(given)} out")
+        check_not_said(path, flow)
         return KerasSource(file)
-    return WeightsSource(file, activations, layers)
+    return WeightsSource(file, flow)
 
 
 class KerasSource(Source):
@@ -108,15 +103,9 @@ class KerasSource(Source):
 class WeightsSource(KerasSource):
     """A file of weights: the architecture is in the user's code."""
 
-    def __init__(
-        self,
-        file: KerasFile,
-        activations: Sequence[Function] | None,
-        layers: Sequence[str] | None,
-    ) -> None:
+    def __init__(self, file: KerasFile, flow: Flow | None) -> None:
         super().__init__(file)
-        self.activations = activations
-        self.layers = layers
+        self.flow = flow
         self.found: Mapping[str, Part | Found] = weight_parts(file)
 
     def recurrent(self) -> Sequence[Found]:
@@ -129,15 +118,8 @@ class WeightsSource(KerasSource):
 
     @property
     def assumed(self) -> Sequence[str]:
-        found = (self.found.get(name) for name in self.layers or self.found)
-        kinds = {part.kind for part in found if isinstance(part, Part)}
+        kinds = {part.kind for part in self.found.values() if isinstance(part, Part)}
         clauses = []
-        if len(self.layers or ()) > 1:
-            clauses.append("the layers follow each other as given, with nothing between them")
-        if left := [name for name in self.found if name not in (self.layers or self.found)]:
-            clauses.append(
-                f"these do not run, though the file has weights of them: {', '.join(left)}"
-            )
         if kinds & {*RECURRENT}:
             clauses.append("recurrent layers run forwards")
         if kinds & {"LSTM", "GRU", "LSTMCell", "GRUCell"}:
@@ -147,33 +129,50 @@ class WeightsSource(KerasSource):
             clauses.append("embeddings leave no step out (mask_zero)")
         return clauses
 
+    @property
+    def flow_by(self) -> FlowBy:
+        return "stack" if self.flow is None else "user"
+
     def _flow(self) -> list[Part]:
-        names = ", ".join(self.found) or "none"
-        if self.layers is None:
-            what = "has weights and no architecture"
-            if self.file.config is not None:
-                what = "is a model of one's own class, whose flow is Python code"
-            refuse(
-                f"{self.file.path} {what}; pass layers= with the names in flow order, and "
-                f"activations= for the Dense ones; there are: {names}"
-            )
+        if self.flow is not None:
+            check_said(self.flow, self.found)
+        elif len(self.found) != 1 or not all(map(_may_be_recurrent, self.found.values())):
+            raise self._untold()
         chain: list[Part] = []
-        for name in self.layers:
-            part = self.found.get(name)
-            if part is None:
-                refuse(f"no layer {name!r} was found; there are: {names}")
+        for name in self.flow or self.found:
+            part = self.found[name] if name in self.found else self._function(name)
             if isinstance(part, Found):
                 refuse(part.refusal)
+            if part.kind == "Dense":
+                part.config["activation"] = "linear"  # else the flow says it
             chain.append(part)
-        dense = [part for part in chain if part.kind == "Dense"]
-        if len(self.activations or ()) != len(dense):
-            refuse(
-                f"{len(self.activations or ())} activations were given for {len(dense)} Dense "
-                "layers, whose own the file does not tell; give one each, such as 'linear'"
-            )
-        for part, activation in zip(dense, self.activations or (), strict=True):
-            part.config["activation"] = activation
         return chain
+
+    def _untold(self) -> UnsupportedModelError:
+        what = "has weights and no architecture"
+        if self.file.config is not None:
+            what = "is a model of one's own class, whose flow is Python code"
+        names = list(self.found)
+        return in_both_words(
+            lambda says: (
+                f"{self.file.path} {what}; import a model that tells its layers (model.save of a "
+                "Sequential or functional one) or an ONNX file, or, where they run one after the "
+                f"other, say so: {says(names)} in the order in which they run, with relu, tanh ... "
+                "where such a function runs"
+            )
+        )
+
+    def _function(self, name: str) -> Part:
+        """Keras' layer of one of our functions."""
+        kept = "hard_sigmoid" if name == "hard_sigmoid6" else name
+        part = Part(name, "Activation", {"activation": kept}, Place("", ()))
+        if (own := function_of(part, kept, self.file, FUNCTIONS)) != name:
+            refuse(f"the Keras of {self.file.path} has no {name!r}; its hard_sigmoid is {own!r}")
+        return part
+
+
+def _may_be_recurrent(part: Part | Found) -> bool:
+    return isinstance(part, Found) or part.kind in RECURRENT
 
 
 def _found(part: Part, file: KerasFile) -> Iterator[tuple[Part, Found]]:

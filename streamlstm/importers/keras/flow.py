@@ -20,7 +20,7 @@ Config = dict[str, Any]
 SEQUENTIAL = "Sequential"
 FUNCTIONAL = ("Functional", "Model")
 # The way out for a layer around the recurrent ones.
-SELECT = "select= takes one recurrent layer alone"
+SELECT = "select one recurrent layer alone"
 _DEPTH = 16  # of models in models; real ones have two
 
 

@@ -22,6 +22,7 @@ from streamlstm.importers.keras.options import (
     options,
 )
 from streamlstm.layers import FUNCTIONS, Activation, Dense, Embedding, Function, Layer
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 Layers = list[Layer | Scale]
@@ -186,7 +187,8 @@ def _vector(part: Part, value: Any, stream: Stream) -> Array:
     numbers = value if isinstance(value, list) else [value] * size
     if len(numbers) != size or not all(type(v) in (int, float) for v in numbers):
         refuse(
-            f"{part.who} has {str(value)[:60]} for {size} inputs; expected one number, or {size}"
+            f"{part.who} has {str(value)[:60]} for {counted(size, 'input')}; expected one number, "
+            f"or {size}"
         )
     return np.array(numbers, float)
 

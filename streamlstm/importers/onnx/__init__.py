@@ -25,14 +25,8 @@ from streamlstm.layers import Layer
 Array = NDArray[Any]
 
 
-def read(path: Path, *, activations: Any, layers: Any) -> OnnxSource:
-    """An ONNX file. activations, layers: None, since the graph tells both.
-
-    Raises OSError, UnsupportedModelError.
-    """
-    for name, given in (("activations", activations), ("layers", layers)):
-        if given is not None:
-            raise UnsupportedModelError(f"an ONNX file tells its {name} itself; leave out {name}=")
+def read(path: Path) -> OnnxSource:
+    """An ONNX file. Raises OSError, UnsupportedModelError."""
     source = OnnxSource(Network(graph.load(path)))
     source.recurrent()  # a damaged graph is refused here
     return source

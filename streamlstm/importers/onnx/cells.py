@@ -25,6 +25,7 @@ from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.gate_orders import canonical
 from streamlstm.importers.onnx.graph import Node
 from streamlstm.layers import GRU, LSTM, Function, Recurrent
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -104,8 +105,8 @@ def cell(node: Node, weights: Mapping[str, Array | None]) -> Cell:
     units = arrays[1].shape[1]
     if given.get("hidden_size", units) != units:
         raise UnsupportedModelError(
-            f"{node} has hidden_size {given['hidden_size']}, but R is for {units} units; "
-            "the file is damaged"
+            f"{node} has hidden_size {given['hidden_size']}, but R is for "
+            f"{counted(units, 'unit')}; the file is damaged"
         )
     if node.op == "GRU":
         return Cell(_gru(node, given, arrays), bool(layout))
@@ -198,7 +199,8 @@ def _activations(node: Node, given: dict[str, Any], default: tuple[str, ...]) ->
     names = given.get("activations", list(default))
     if len(names) != len(default):
         raise UnsupportedModelError(
-            f"{node} has {len(names)} activations, expected {len(default)}; the file is damaged"
+            f"{node} has {counted(len(names), 'activation')}, expected {len(default)}; "
+            "the file is damaged"
         )
     alphas, betas = (list(given.get(f"activation_{k}", ())) for k in ("alpha", "beta"))
     functions: list[Function] = []

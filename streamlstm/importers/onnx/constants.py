@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.onnx.graph import FLOATS, INTEGERS, Node, line_of, tensor
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 BOOL = 9  # TensorProto.DataType
@@ -65,7 +66,9 @@ class Constants:
             value_ints="ints",
         )  # fmt: skip
         if len(given) != 1:
-            raise UnsupportedModelError(f"{node} has {len(given)} values; the file is damaged")
+            raise UnsupportedModelError(
+                f"{node} has {counted(len(given), 'value')}; the file is damaged"
+            )
         ((name, value),) = given.items()
         if name == "value":
             if node not in self._folded:

@@ -16,6 +16,7 @@ from streamlstm.importers.onnx.cells import hard_sigmoid
 from streamlstm.importers.onnx.flow import Flow, constant, floats, unproven
 from streamlstm.importers.onnx.graph import FLOATS, Node
 from streamlstm.layers import Activation, Dense, Embedding, Function
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -66,7 +67,8 @@ def _gemm(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
     if w.ndim != 2 or (c.size > 1 and c.shape[-1] != c.size) or c.size not in (1, len(w)):
         raise unproven(node, f"has weights {list(w.shape)} and biases {list(c.shape)}")
     if len(flow.axes) != 2:
-        raise unproven(node, f"takes {len(flow.axes)} axes; a Gemm takes 2")
+        axes = "1 axis" if len(flow.axes) == 1 else f"{len(flow.axes)} axes"
+        raise unproven(node, f"takes {axes}; a Gemm takes 2")
     # In float64 where alpha or beta is not 1, else as they are.
     w = w if a.get("alpha", 1.0) == 1 else (w * float(a["alpha"])).astype(w.dtype)
     c = c if a.get("beta", 1.0) == 1 else (c * float(a["beta"])).astype(c.dtype)
@@ -94,7 +96,7 @@ def _arithmetic(node: Node, flow: Flow, given: Sequence[Any]) -> Flow:
         raise unproven(node, f"has constants {list(c.shape)} that are not one for each feature")
     width = flow.width or max(c.size, 1)
     if c.size not in (1, width):
-        raise unproven(node, f"has constants {list(c.shape)} for {width} features")
+        raise unproven(node, f"has constants {list(c.shape)} for {counted(width, 'feature')}")
     c = c.ravel().astype(float)
     with np.errstate(divide="ignore"):  # what is infinite is refused with the layer
         pair = {"Add": (1.0, c), "Sub": (1.0, -c), "Mul": (c, 0.0), "Div": (1 / c, 0.0)}[node.op]

@@ -221,7 +221,10 @@ def safetensors(path: Path) -> dict[str, Array]:
         with safe_open(path, framework="numpy") as f:
             notes = f.metadata() or {}
             if "streamlstm" in notes:
-                raise UnsupportedModelError(f"{path} is our own model file; read it with load")
+                raise UnsupportedModelError(
+                    f"{path} is our own model file; read it with load",
+                    command_line=f"{path} is our own model file, and needs no import",
+                )
             names = list(f.keys())
             half = {n for n in names if f.get_slice(n).get_dtype() == "BF16"}
             tensors = {n: f.get_tensor(n) for n in names if n not in half}

@@ -26,6 +26,7 @@ from streamlstm.importers.pytorch.files import REBUILT
 from streamlstm.importers.pytorch.pickles import Made
 from streamlstm.importers.source import Found
 from streamlstm.layers import GRU, LSTM, Dense, Embedding, Function, Layer
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Any]
@@ -42,6 +43,7 @@ _RECURRENT_KEY = re.compile(
     r"(?P<suffix>(?:_l\d+)?(?:_reverse)?)",
     re.DOTALL,
 )
+MATRIX = "Linear or Embedding"  # a kind: which of them a state dict does not tell
 PEEPHOLES = ("peep_i", "peep_f", "peep_o")
 # All or none of each; a Linear layer's bias may be missing.
 _TOGETHER = (PEEPHOLES, ("bias_ih", "bias_hh"), ("running_mean", "running_var"))
@@ -87,7 +89,7 @@ class Part:
             (i,), (h,) = (np.shape(self.tensors[f"weight_{w}h"])[-1:] or (0,) for w in "ih")
             text += f" {i} -> {h}"
         if isinstance(layer, LSTM) and layer.w_p is not None:
-            text += f" ({layer.units} units)"
+            text += f" ({counted(layer.units, 'unit')})"
         return Found(self.where, text, layer, self.refusal)
 
 
@@ -147,7 +149,7 @@ def _plain_parts(prefix: str, tensors: Tensors) -> list[Part]:
     if "running_mean" in names:
         return [leaf("BatchNorm1d", prefix, tensors)]
     if {"weight"} <= names <= {"weight", "bias"} and len(np.shape(tensors["weight"])) == 2:
-        return [leaf("Linear", prefix, tensors)]
+        return [leaf("Linear" if "bias" in names else MATRIX, prefix, tensors)]
     strange = [n for n in names if n not in ("weight", "bias")] or list(names)
     return [_stranger(prefix + strange[0], tensors[strange[0]])]
 

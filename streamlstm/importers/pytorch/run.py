@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.engine import Engine
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.pytorch.layers import Part
 from streamlstm.layers import LSTM, Embedding, Layer
+from streamlstm.model import Model
 
 Array = NDArray[Any]
+
+# Of the events on which a flow is tried against a module's own.
+_STEPS = 40
+_SCALES = (0.3, 1.0, 10.0)
 
 
 def framework(parts: Sequence[Part], way: Way | None) -> str:
@@ -24,11 +30,9 @@ def framework(parts: Sequence[Part], way: Way | None) -> str:
         import torch  # noqa: PLC0415  (an extra)
     except ImportError:
         return ""
-    if way is not None:
-        return f"torch {torch.__version__}, the module itself"
-    if any(map(_foreign, parts)):
+    if way is None and any(map(_foreign, parts)):
         return ""
-    return f"torch {torch.__version__}, each layer alone in the order read"
+    return f"PyTorch {torch.__version__.partition('+')[0]}"
 
 
 # -- layer by layer ----------------------------------------------------------------------
@@ -192,6 +196,37 @@ def way_to_ask(parts: Sequence[Part], module: Any) -> Way | None:
         except Exception:  # of the user's forward(), which may not be made for this
             continue
     return None
+
+
+def agree(parts: Sequence[Part], way: Way) -> bool:
+    """Whether torch's layers of these parts, one after the other, answer as the module does.
+
+    On events of several scales: a function between layers may leave some of them as they are.
+    """
+    rng = np.random.default_rng(1)
+    first = parts[0].layer
+    for scale in _SCALES:
+        x = scale * rng.standard_normal((_STEPS, first.input_size if first else 0))
+        if isinstance(first, Embedding):
+            x = rng.integers(0, first.vocabulary, x.shape).astype(float)
+        y, ours = way.asked(x), _in_turn_or_ours(parts, x)
+        if y.shape != ours.shape:
+            return False
+        allowed = 1e-3 * y.std(axis=0) + 1e-5 * np.abs(y).max(axis=0)
+        if not (np.abs(y - ours) <= allowed).all():
+            return False
+    return True
+
+
+def _in_turn_or_ours(parts: Sequence[Part], x: Array) -> Array:
+    """in_turn, but with our layers where torch has none."""
+    for part in parts:
+        if _foreign(part) and isinstance(part.layer, Layer):
+            with Engine(Model([part.layer]), max_sessions=1) as engine:
+                x = engine.open("a").run(x.astype(engine.model.dtype))
+        else:
+            x = in_turn([part], x)
+    return x
 
 
 def _shapes(module: Any, event: tuple[int, ...]) -> list[tuple[int, ...]]:

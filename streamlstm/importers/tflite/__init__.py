@@ -6,7 +6,6 @@ batch; otherwise they write a loop (WHILE) or bare arithmetic, which are refused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from streamlstm.importers.tflite import run
 from streamlstm.importers.tflite.cell import lstm
 from streamlstm.importers.tflite.file import Graph, Operator, parse
 from streamlstm.importers.tflite.flow import CELLS, LOOP, flow
-from streamlstm.layers import Function, Layer
+from streamlstm.layers import Layer
 
 Array = NDArray[Any]
 
@@ -84,14 +83,8 @@ class TFLite(Source):
         return run.answers(model, np.asarray(x))
 
 
-def read(
-    path: Path, *, activations: Sequence[Function] | None, layers: Sequence[str] | None
-) -> TFLite:
+def read(path: Path) -> TFLite:
     """The network of a .tflite file. Raises OSError, UnsupportedModelError."""
-    if activations is not None or layers is not None:
-        raise UnsupportedModelError(
-            "a .tflite file says what its layers are; leave out activations and layers"
-        )
     return TFLite(path.read_bytes(), path)
 
 

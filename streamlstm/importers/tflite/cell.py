@@ -18,6 +18,7 @@ from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.gate_orders import canonical
 from streamlstm.importers.tflite.file import Graph, Operator
 from streamlstm.layers import LSTM, Function
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -73,8 +74,8 @@ def _check(graph: Graph, op: Operator) -> None:
         raise UnsupportedModelError(f"{op} has diagonal recurrent weights, which we don't have")
     if len(op.inputs) not in (20, PLACES) or len(op.outputs) != 1:
         raise UnsupportedModelError(
-            f"{op} has {len(op.inputs)} inputs and {len(op.outputs)} outputs; expected 20 or 24, "
-            "and 1"
+            f"{op} has {counted(len(op.inputs), 'input')} and "
+            f"{counted(len(op.outputs), 'output')}; expected 20 or 24, and 1"
         )
     for place in STATES:
         state = op.inputs[place]

@@ -20,6 +20,7 @@ from streamlstm.importers.fold import Scale
 from streamlstm.importers.tflite.cell import lstm
 from streamlstm.importers.tflite.file import Dims, Graph, Operator
 from streamlstm.layers import Activation, Dense, Embedding, Function, Layer
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -51,8 +52,8 @@ class Flow:
         self.width = 1 if whole or not self.dims else self.dims[-1]
         if not 0 < self.width < MOST_FEATURES:
             raise UnsupportedModelError(
-                f"the graph's input has {self.width} numbers a step; convert the network with a "
-                "fixed number of features"
+                f"the graph's input has {counted(self.width, 'number')} a step; convert the "
+                "network with a fixed number of features"
             )
 
     def take(self, op: Operator, data: int) -> None:
@@ -86,7 +87,8 @@ class Flow:
         if self.dims is None or not self.dims or self.dims[-1] != self.width:
             shape = "a shape that only the run tells" if self.dims is None else f"shape {self.dims}"
             raise UnsupportedModelError(
-                f"{op} works on a tensor of {shape}; expected {self.width} numbers on the last axis"
+                f"{op} works on a tensor of {shape}; expected {counted(self.width, 'number')} on "
+                "the last axis"
             )
         return self.dims
 
@@ -116,7 +118,7 @@ class Flow:
             )
         if layer.input_size != self.width:
             raise UnsupportedModelError(
-                f"{op} takes {layer.input_size} numbers, and {self.width} come to it"
+                f"{op} takes {counted(layer.input_size, 'number')}, and is given {self.width}"
             )
         self.layers.append(layer)
         self.time = time if self.time is None else self.time
@@ -134,7 +136,9 @@ class Flow:
         outputs = w.shape[0]
         b = np.zeros(outputs, np.float32) if b is None else b
         if b.shape != (outputs,) or b.dtype != np.float32:
-            raise UnsupportedModelError(f"{op} has a bias of shape {b.shape} for {outputs} outputs")
+            raise UnsupportedModelError(
+                f"{op} has a bias of shape {b.shape} for {counted(outputs, 'output')}"
+            )
         rows: Dims = (-1,)
         if op.option("keepNumDims"):
             rows = self._whole_rows(op)[:-1]
@@ -166,7 +170,7 @@ class Flow:
         ):
             raise UnsupportedModelError(
                 f"{op} has a constant of shape {constant.shape}; expected one number for each "
-                f"of {self.width} features, or one for all"
+                f"of {counted(self.width, 'feature')}, or one for all"
             )
         if self.dims is not None and constant.ndim > len(self.dims):
             self.dims = None
@@ -306,7 +310,8 @@ def flow(graph: Graph) -> Flow:
     """The layers of a graph. Raises UnsupportedModelError naming the operator that we lack."""
     if len(graph.inputs) != 1 or len(graph.outputs) != 1 or -1 in graph.inputs + graph.outputs:
         raise UnsupportedModelError(
-            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            f"the graph has {counted(len(graph.inputs), 'input')} and "
+            f"{counted(len(graph.outputs), 'output')}; "
             "expected one of each"
         )
     chain: list[tuple[Operator, int]] = []
