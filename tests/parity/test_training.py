@@ -321,10 +321,10 @@ def test_streamed_forecasts_are_pytorchs(policies, networks):
 
 @pytest.mark.usefixtures("quick")
 def test_a_network_that_is_exported_wrongly_is_refused(monkeypatch):
-    def swapped(state):
+    def swapped(state, flow):
         weights = dict(state)
         weights["lstm.weight_ih_l0"] = weights["lstm.weight_ih_l0"].flip(0)
-        return sl.from_torch(weights)
+        return sl.from_torch(weights, flow=flow)
 
     monkeypatch.setattr(training, "from_torch", swapped)
     with pytest.raises(ModelError, match=r"^the model forecasts otherwise here than in PyTorch"):
