@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamlstm import errors
     from streamlstm._engine import Group
-    from streamlstm.engine import Engine, Session, State
+    from streamlstm.engine import Engine, Session
     from streamlstm.errors import (
         CapacityError,
         DeadlineError,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from streamlstm.model import Model
     from streamlstm.model_file import load
     from streamlstm.serving.client import AsyncClient, Client
+    from streamlstm.state import State
 
 __version__ = "0.1.0"
 
@@ -69,7 +70,7 @@ _HOME = {
     "SessionError": "errors",
     "SessionExistsError": "errors",
     "SessionUnknownError": "errors",
-    "State": "engine",
+    "State": "state",
     "StoreError": "errors",
     "StreamLSTMError": "errors",
     "from_torch": "importers",

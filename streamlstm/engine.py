@@ -14,13 +14,12 @@ os.fork the child must create an engine of its own.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-import msgpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -45,7 +44,6 @@ from streamlstm.errors import (
     EngineError,
     InputError,
     ModelError,
-    NonFiniteError,
     SessionClosedError,
     SessionError,
     SessionExistsError,
@@ -66,28 +64,34 @@ from streamlstm.layers import (
     Dense,
     Embedding,
     Layer,
-    Sizes,
 )
 from streamlstm.model import Model
+from streamlstm.state import State
 
 Array = NDArray[Any]
 
 # Rows are numbered by 32 bits.
 MAX_SESSIONS = 2**31
 MAX_THREADS = 1024
-# Layers of a saved state that from_bytes takes.
-LAYERS_MAX = 1024
 
 
 class Engine(EngineCore):
     """Live sessions of one model, `max_sessions` at most.
 
     threads: how many share a large batch, the caller's included; bits do not depend on it,
-    except by BLAS. arithmetic: the class of the bits (see kernels).
+    except by BLAS. state: a directory that save() or `streamlstm serve --state` wrote; its sessions
+    are open. arithmetic: the class of the bits (see kernels).
     A context manager (close() on exit); len(engine), name in engine, engine[name].
     """
 
-    def __new__(cls, model: Model, *, max_sessions: int = 1_000_000, threads: int = 1) -> Self:
+    def __new__(
+        cls,
+        model: Model,
+        *,
+        max_sessions: int = 1_000_000,
+        threads: int = 1,
+        state: str | os.PathLike[str] | None = None,  # noqa: ARG004  (__init__ takes it)
+    ) -> Self:
         if not isinstance(model, Model):
             raise ModelError(f"an Engine takes a Model, got {type(model).__name__}; see sl.load")
         if not 1 <= max_sessions <= MAX_SESSIONS:
@@ -108,6 +112,7 @@ class Engine(EngineCore):
         *,
         max_sessions: int = 1_000_000,
         threads: int = 1,  # noqa: ARG002  (__new__ takes it)
+        state: str | os.PathLike[str] | None = None,
     ) -> None:
         self.model = model
         self.max_sessions = max_sessions
@@ -116,6 +121,10 @@ class Engine(EngineCore):
         # Re-entrant: creating a Session may run the garbage collector, and it a finalizer
         # that closes another one.
         self._registry = threading.RLock()
+        if state is not None:
+            from streamlstm import saved_sessions  # noqa: PLC0415  (brings in SQLite)
+
+            saved_sessions.load(self, state)
 
     def open(self, name: str) -> Session:
         """A new session in its initial state.
@@ -202,6 +211,16 @@ class Engine(EngineCore):
         """
         return Group(self, sessions).step(X)
 
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Keep all open sessions, with their states and seqs, in a directory: all or, where this
+        fails, none. Engine(model, state=directory) and `streamlstm serve --state` go on from it.
+
+        What it held of this model before is replaced. Raises StoreError, EngineClosedError.
+        """
+        from streamlstm import saved_sessions  # noqa: PLC0415  (brings in SQLite)
+
+        saved_sessions.save(self, directory)
+
     def close(self) -> None:
         """Close all sessions and give their memory back. Closing twice is harmless."""
         if self.forked:  # the parent's to close; and its locks may be held here for ever
@@ -217,7 +236,30 @@ class Engine(EngineCore):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Engine {self.model.name!r}: {len(self)} sessions>"
+        if self.closed:
+            return f"<Engine {self.model.name!r}: closed>"
+        return f"<Engine {self.model.name!r}: {len(self)} session{'s' * (len(self) != 1)}>"
+
+    def __dir__(self) -> list[str]:
+        return [
+            *(
+                "arithmetic",
+                "close",
+                "closed",
+                "counters",
+                "dtype",
+                "group",
+                "max_sessions",
+                "model",
+            ),
+            *("names", "open", "same_bits", "save", "state_bytes", "step"),
+        ]
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "an engine can't be copied or pickled: engine.save(directory) keeps its sessions, and "
+            "Engine(model, state=directory) goes on from them"
+        )
 
     @property
     def same_bits(self) -> bool:
@@ -288,35 +330,25 @@ class Session(SessionCore):
         model = self.engine.model
         return State(model.fingerprint, seq, model.state_sizes, numbers, self.engine.arithmetic)
 
-    def restore(self, state: State) -> None:
+    def restore(
+        self, state: State | None = None, *, h: Any = None, c: Any = None, seq: int | None = None
+    ) -> None:
         """Go back to a saved state of this model; a change like an event: seq goes on by one.
 
-        Raises StateMismatchError, NonFiniteError, SessionClosedError.
+        h, c: instead of a State, what another runtime kept, as State.of takes them; with `seq`, the
+        number of the last event that went into them, the next one is seq + 1.
+        Raises StateMismatchError, ShapeError, NonFiniteError, SessionClosedError.
         """
         model = self.engine.model
-        if not isinstance(state, State):
+        if h is not None and state is None:
+            state = State.of(model, h=h, c=c, seq=seq or 0)
+        elif not isinstance(state, State) or not h is c is seq is None:
             raise StateMismatchError(
-                f"restore takes a State, got {type(state).__name__}; bytes are read by "
-                "State.from_bytes"
+                "restore takes a State, or h= (and c=, seq=) instead of one; got "
+                f"{type(state).__name__}; bytes are read by State.from_bytes"
             )
-        if state.fingerprint != model.fingerprint:
-            raise StateMismatchError(
-                f"the state belongs to model {state.fingerprint[:12]}, this session to "
-                f"{model.fingerprint[:12]}; restore it under its own model"
-            )
-        expected = model.event_dtype
-        if state.numbers.shape != (model.state_size,) or state.numbers.dtype != expected:
-            raise StateMismatchError(
-                f"the state holds {state.numbers.dtype} {state.numbers.shape}; "
-                f"expected {expected} ({model.state_size},)"
-            )
-        if not np.isfinite(state.numbers).all():
-            raise NonFiniteError("the state holds NaN or infinity; restore an earlier one")
-        if np.abs(state.numbers).max() > SATURATION:
-            raise NonFiniteError(
-                f"the state holds a number beyond {SATURATION:.0e}, which no cell reaches"
-            )
-        self._write(np.ascontiguousarray(state.numbers))
+        state.check(model)
+        self._write(np.ascontiguousarray(state.numbers), -1 if seq is None else seq)
 
     def counters(self) -> dict[str, int]:
         """What happened to the session's readings (see head.COUNTERS); {} without a head.
@@ -330,8 +362,8 @@ class Session(SessionCore):
         """Go back to the state a session opens with; seq goes on by one."""
         self._write(None)
 
-    def _write(self, numbers: Array | None) -> None:
-        if not self.engine._write_row(self.handle, self.epoch, numbers):
+    def _write(self, numbers: Array | None, seq: int = -1) -> None:
+        if not self.engine._write_row(self.handle, self.epoch, numbers, seq):
             raise self.engine.lost(self)
 
     def fork(self, name: str) -> Session:
@@ -362,74 +394,30 @@ class Session(SessionCore):
                 self._closed = True
                 del engine._sessions[self.name]
 
+    def __dir__(self) -> list[str]:
+        return [
+            *(
+                "close",
+                "closed",
+                "counters",
+                "engine",
+                "epoch",
+                "forecast",
+                "fork",
+                "name",
+                "reset",
+            ),
+            *("restore", "run", "seq", "state", "step", "step_into", "take_over"),
+        ]
+
+    def __reduce__(self) -> NoReturn:
+        raise SessionError(
+            f"session {self.name} can't be copied or pickled: fork(name) makes a copy in its "
+            "engine, state() one to keep or to send, engine.save(directory) keeps all"
+        )
+
     def __repr__(self) -> str:
         return f"<Session {self.name!r}: {'closed' if self.closed else f'seq {self.seq}'}>"
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """A session's state, copied: all layers' numbers, with what they belong to.
-
-    fingerprint: the model's. seq: the session's when it was taken. sizes: numbers of h and of c
-    of each recurrent layer, of a GRU just of h. numbers: h then c of each layer, [state_size],
-    the engine's dtype. arithmetic: the class of the engine that computed them (see kernels), ""
-    where unknown; any class may go on from them.
-    """
-
-    fingerprint: str
-    seq: int
-    sizes: tuple[Sizes, ...]
-    numbers: Array
-    arithmetic: str = ""
-
-    def h(self, layer: int) -> Array:
-        """h of a recurrent layer (0 is the lowest), [units], or [P] where it is projected."""
-        return self._part(layer, 0)
-
-    def c(self, layer: int) -> Array:
-        """c of an LSTM layer (0 is the lowest), [units]; of a GRU, which has none, [0]."""
-        return self._part(layer, 1)
-
-    def _part(self, layer: int, part: int) -> Array:
-        sizes = self.sizes[layer]
-        start = sum(map(sum, self.sizes[:layer])) + sum(sizes[:part])
-        return self.numbers[start : start + sum(sizes[part : part + 1])].copy()
-
-    def to_bytes(self) -> bytes:
-        """The state as bytes for a file or the wire; from_bytes reads them."""
-        numbers = self.numbers.astype(self.numbers.dtype.newbyteorder("<"))
-        data = (numbers.dtype.str, numbers.tobytes())
-        packed: bytes = msgpack.packb(
-            [1, self.fingerprint, self.seq, self.sizes, *data, self.arithmetic]
-        )
-        return packed
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> State:
-        """Read what to_bytes wrote. Raises StateMismatchError when it is anything else."""
-        try:
-            # A header of a few bytes can claim gigabytes: nothing larger than a layer list.
-            version, fingerprint, seq, sizes, dtype, numbers, arithmetic = msgpack.unpackb(
-                data, max_array_len=LAYERS_MAX, max_map_len=0, max_ext_len=0
-            )
-            if version != 1 or dtype not in ("<f4", "<f8"):
-                raise ValueError(f"version {version!r}, dtype {dtype!r}")
-            if not isinstance(fingerprint, str) or not isinstance(arithmetic, str):
-                raise ValueError("fingerprint and arithmetic class must be text")
-            array = np.frombuffer(numbers, dtype).astype(np.dtype(dtype).newbyteorder("="))
-            sizes = tuple(map(tuple, sizes))
-            whole = (seq, *(n for layer in sizes for n in layer))
-            if not all(type(n) is int and 0 <= n < 2**63 for n in whole):
-                raise ValueError(f"seq {seq!r} and sizes {sizes} must be whole numbers")
-            if not all(len(layer) in (1, 2) for layer in sizes):
-                raise ValueError(f"sizes {sizes}; expected those of h and c, or of h, a layer")
-            if sum(map(sum, sizes)) != array.size or min(map(min, sizes), default=0) < 1:
-                raise ValueError(f"{array.size} numbers for layers of {sizes}")
-            return cls(fingerprint, seq, sizes, array, arithmetic)
-        except Exception as e:  # whatever hostile bytes make msgpack or NumPy raise
-            raise StateMismatchError(
-                f"these bytes are not a saved state ({e}); give what State.to_bytes wrote"
-            ) from e
 
 
 def _network(model: Model) -> Network:

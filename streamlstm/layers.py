@@ -35,7 +35,7 @@ UNBOUNDED: tuple[Function, ...] = ("linear", "relu")
 SATURATION = 1e15
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer:
     """What all kinds share. Fields are tensors (arrays, or None) and options (all others)."""
 
@@ -75,6 +75,12 @@ class Layer:
         named = ((f, getattr(self, f.name)) for f in fields(self) if not _is_tensor(f))
         return {f.name: value for f, value in named if value != f.default}
 
+    def __repr__(self) -> str:
+        parts = [name for name in self.tensors() if name not in ("w", "w_x", "w_h", "b")]
+        options = [f"{name}={value!r}" for name, value in self.options().items()]
+        more = "".join(f", {part}" for part in (*parts, *options))
+        return f"<{type(self).__name__} {self.input_size} -> {self.output_size}{more}>"
+
     def problem(self) -> str:
         """What is wrong with the options, as the end of a sentence; "" when nothing is."""
         return ""
@@ -103,7 +109,7 @@ def _function_problem(**functions: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LSTM(Layer):
     """An LSTM layer (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
 
@@ -202,7 +208,7 @@ class LSTM(Layer):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GRU(Layer):
     """A gated recurrent unit (Cho et al. 2014), gates r, z, n: reset, update, candidate.
 
@@ -259,7 +265,7 @@ class GRU(Layer):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(Layer):
     """A dense layer: activation(w x + b), w [outputs, inputs], b [outputs]."""
 
@@ -289,7 +295,7 @@ class Dense(Layer):
         return ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activation(Layer):
     """A function of each of `size` numbers, or, softmax, of all of them together."""
 
@@ -315,7 +321,7 @@ class Activation(Layer):
         return "" if self.size > 0 else f"size is {self.size}; expected 1 or more"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Embedding(Layer):
     """Row k of w [vocabulary, outputs] for an event of one whole number k."""
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from streamlstm.engine import State
 from streamlstm.errors import (
     SessionError,
     SessionUnknownError,
@@ -26,6 +25,7 @@ from streamlstm.errors import (
     StoreError,
     StreamLSTMError,
 )
+from streamlstm.state import State
 from streamlstm.store import ModelRow, Reader, SessionRow, open_store, read_store
 from streamlstm.store.directory import server_of
 from streamlstm.store.salvage import accept_loss

@@ -65,6 +65,8 @@ FLOORS = [
     {"times"},
     {"csv_events", "events", "plot", "reference"},
     {"readings"},
+    {"state"},
+    {"saved_sessions"},
     {"engine"},
     {"model_file"},
     {"importers"},

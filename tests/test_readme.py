@@ -17,7 +17,9 @@ import streamlstm as sl
 from heads import HOUR_S, WATER, headed
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FORECAST, EMBEDDED, CLIENT, RESUMED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+FORECAST, EMBEDDED, MOVED, CLIENT, RESUMED = re.findall(
+    r"```python\n(.*?)```", README, flags=re.DOTALL
+)
 
 
 @pytest.fixture
@@ -66,6 +68,8 @@ def test_the_forecast(capsys):
 def test_the_examples_one_after_the_other(folder, capsys):
     exec(EMBEDDED.replace("trained.pt", "trained.safetensors"), {})
     assert sl.load("pump.safetensors").name == "pump"
+    exec(MOVED, found := {})
+    assert (found["state"].seq, found["h"].shape) == (41_000, (32,))
     with serving(folder) as (address, server):
         example = CLIENT.replace("tcp://127.0.0.1:5555", address)
         for _ in range(2):  # it may be run again

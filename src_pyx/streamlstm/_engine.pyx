@@ -30,7 +30,7 @@ from streamlstm._threads cimport Threads
 from streamlstm._cells_fused import aligned
 from streamlstm.errors import (
     DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
-    RepeatedSessionError, SessionUnknownError, ShapeError,
+    RepeatedSessionError, SessionError, SessionUnknownError, ShapeError,
 )
 
 cnp.import_array()
@@ -247,6 +247,16 @@ cdef class EngineCore:
         if a < b + cnp.PyArray_NBYTES(out) and b < a + cnp.PyArray_NBYTES(x):
             raise InputError("out overlaps the input in memory; give an array of its own")
         return 0
+
+    cdef cnp.ndarray answers(self, object out, cnp.ndarray events, tuple shape):
+        """Where a run's answers go: a fresh array, or `out` if it is fit for them."""
+        if out is None:
+            return np.empty(shape, self.dtype)
+        if not (isinstance(out, np.ndarray) and out.dtype == self.dtype and out.shape == shape
+                and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)):
+            self.refuse_inexact(out, "out", shape, True)
+        self.check_apart(events, out)
+        return out
 
     def _ensure_usable(self):
         """Raises EngineClosedError, ForkedProcessError."""
@@ -541,12 +551,15 @@ cdef class SessionCore:
         engine.check_apart(x, out)
         self.apply(1, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> out))
 
-    def run(self, X):
-        """Apply a sequence: X [time, inputs] -> fresh [time, outputs]. Raises as step()."""
+    def run(self, X, *, out=None):
+        """Apply a sequence: X [time, inputs] -> [time, outputs], fresh or, where it is given, out.
+
+        out: C-contiguous, of the engine's dtype, apart from X in memory. Raises as step().
+        """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 2)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 0)
-        out = np.empty((steps, engine.outputs), engine.dtype)
+        out = engine.answers(out, events, (steps, engine.outputs))
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
 
@@ -639,6 +652,16 @@ cdef class Group:
     def __len__(self):
         return self.n
 
+    def __repr__(self):
+        return f"<Group of {self.n} session{'s' * (self.n != 1)} of {self.engine!r}>"
+
+    def __dir__(self):
+        return ["engine", "forecast", "numbers", "run", "seqs", "step", "step_into"]
+
+    def __reduce__(self):
+        raise SessionError(
+            "a group can't be copied or pickled; make another one with engine.group(sessions)")
+
     def numbers(self):
         """Copies of the sessions' states, as State.numbers has them: [n, state_size].
 
@@ -721,13 +744,14 @@ cdef class Group:
         found = np.flatnonzero(refused).tolist()
         return {k: engine.refusal(k, events[k].tolist()) for k in found}
 
-    def run(self, X):
-        """A sequence for each session: X [n, time, inputs] -> fresh [n, time, outputs]."""
+    def run(self, X, *, out=None):
+        """A sequence for each session: X [n, time, inputs] -> [n, time, outputs]. out: see Session.
+        """
         cdef EngineCore engine = self.engine
         cdef cnp.ndarray events = engine.events(X, 3)
         cdef Py_ssize_t steps = cnp.PyArray_DIM(events, 1)
         self.check_count(events)
-        out = np.empty((self.n, steps, engine.outputs), engine.dtype)
+        out = engine.answers(out, events, (self.n, steps, engine.outputs))
         self.apply(steps, cnp.PyArray_DATA(events), cnp.PyArray_DATA(out))
         return out
 

@@ -193,7 +193,10 @@ class Answers:
         return blob
 
     def load(self, slot: int, blob: bytes, seq: int) -> None:
-        """What `dump` wrote; answers of another window's ring are not kept."""
+        """What `dump` wrote, b"" for none; answers of another window's ring are not kept."""
+        if not blob:
+            self.clear(slot, seq)
+            return
         window, first, digests, outputs, run = msgpack.unpackb(blob, use_list=False)
         if run is not None:
             self.keep_run(slot, *run)

@@ -22,12 +22,12 @@ from contextlib import suppress
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
 import numpy.typing as npt
 import zmq
 
-from streamlstm.errors import ForkedProcessError, ServiceError, StreamLSTMError
+from streamlstm.errors import ForkedProcessError, ServiceError, SessionError, StreamLSTMError
 from streamlstm.head import checked_ahead
 from streamlstm.serving.client_protocol import ClientProtocol
 from streamlstm.serving.client_sessions import Call, ClientGroup, ClientSession, RemoteModel
@@ -79,6 +79,12 @@ class _Session:
         """Closed here, evicted, taken over or gone, as far as this client has heard."""
         return self._core.closed
 
+    def __reduce__(self) -> NoReturn:
+        raise SessionError(
+            f"session {self.name!r} can't be copied or pickled: fork(name) makes a copy on the "
+            "server, state() one to keep, open(name, resume=True) takes it over elsewhere"
+        )
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self.model.name!r}, seq {self.seq}>"
 
@@ -98,6 +104,15 @@ class _Group(Generic[S]):
     def seqs(self) -> Array:
         """Numbers of the last changes acknowledged, int64 [n]."""
         return self._core.seqs
+
+    def __reduce__(self) -> NoReturn:
+        raise SessionError(
+            "a group can't be copied or pickled; make another one with client.group(sessions)"
+        )
+
+    def __repr__(self) -> str:
+        many = "s" * (len(self) != 1)
+        return f"<{type(self).__name__} of {len(self)} session{many} of {self._core.model.name!r}>"
 
 
 class _ClientBase:
@@ -122,6 +137,13 @@ class _ClientBase:
     def stopping(self) -> bool:
         """Whether the server said that it stops."""
         return self._protocol.stopping
+
+    def __reduce__(self) -> NoReturn:
+        raise ServiceError("a client can't be copied or pickled; connect another one")
+
+    def __repr__(self) -> str:
+        models = ", ".join(map(repr, self.models)) or "no model known yet"
+        return f"<{type(self).__name__} of {self.address}: {models}>"
 
     def _check_process(self) -> None:
         # The socket's threads don't exist in a child, and its lock may be held for ever.

@@ -1,0 +1,119 @@
+"""All sessions of an engine, kept in a directory and gone on with, also by the server."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+import streamlstm as sl
+from heads import FLOW, headed
+from networks import stacked
+from streamlstm import Head
+from streamlstm.errors import CapacityError, StateMismatchError, StoreError
+from streamlstm.serving.protocol import ServerProtocol
+from streamlstm.store import open_store
+
+RNG = np.random.default_rng(7)
+MODEL = stacked(3, 8, outputs=1)
+
+
+def stepped(engine, names):
+    for k, name in enumerate(names):
+        engine.open(name).run(RNG.standard_normal((k, engine.model.input_size)))
+
+
+@pytest.mark.parametrize("model", [MODEL, headed(Head(FLOW))], ids=["network", "head"])
+def test_they_go_on_with_the_same_bits(model, tmp_path):
+    X = 100 + RNG.standard_normal((4, model.input_size))
+    names = ["pump-1", "über\n", "c"]
+    with sl.Engine(model) as engine:
+        stepped(engine, names)
+        engine.save(tmp_path / "kept")
+        with sl.Engine(model, state=tmp_path / "kept") as other:
+            assert other.names == engine.names
+            for name in names:
+                assert other[name].seq == engine[name].seq
+                assert other[name].run(X).tobytes() == engine[name].run(X).tobytes()
+
+
+def test_saving_again_replaces_what_was_there(tmp_path):
+    with sl.Engine(MODEL) as engine:
+        stepped(engine, ["a", "b"])
+        engine.save(tmp_path)
+        engine["a"].close()
+        engine["b"].step(np.ones(3))
+        stepped(engine, ["c"])
+        engine.save(tmp_path)
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert {s.name: s.seq for s in engine} == {"b": 2, "c": 0}
+    with sl.Engine(stacked(3, 4, outputs=1)) as other:  # another model's sessions stay
+        other.save(tmp_path)
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert engine.names == ["b", "c"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    with sl.Engine(MODEL) as engine:
+        stepped(engine, ["a"])
+        engine.save(tmp_path)
+        stepped(engine, ["b"])
+        monkeypatch.setattr("streamlstm.store.database._APPEND", "nonsense")
+        monkeypatch.setattr("streamlstm.store.database._PUT", "INSERT INTO nowhere VALUES (?)")
+        with pytest.raises(StoreError):
+            engine.save(tmp_path)
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert engine.names == ["a"]
+
+
+def test_the_server_goes_on_from_it_and_back(tmp_path):
+    x = np.ones(3, np.float32)
+    with sl.Engine(MODEL) as engine:
+        stepped(engine, ["a", "b", "c"])
+        engine.save(tmp_path)
+        wanted = [engine["c"].step(x), engine["c"].step(x)]
+        with closing(open_store(tmp_path, "async")) as store, sl.Engine(MODEL) as served:
+            protocol = ServerProtocol([served], sl.State.from_bytes, store=store)
+            shard = protocol.tables[0]
+            slot = shard.find("c", 0.0)
+            assert shard.table.seqs[slot] == 2
+            y = bytes(shard.step(slot, x.tobytes()))
+            assert y == wanted[0].tobytes()
+            protocol.step(0.0)
+            protocol.stop()
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert engine["c"].seq == 3
+        assert engine["c"].step(x).tobytes() == wanted[1].tobytes()
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(StoreError, match="is no state directory"):
+        sl.Engine(MODEL, state=tmp_path / "nothing")
+    with sl.Engine(MODEL) as engine:
+        stepped(engine, ["a", "b"])
+        engine.save(tmp_path / "kept")
+        with pytest.raises(CapacityError, match="has 2 sessions; create the engine with a larger"):
+            sl.Engine(MODEL, max_sessions=1, state=tmp_path / "kept")
+        other = stacked(3, 8, outputs=1, seed=1)
+        with pytest.raises(
+            StateMismatchError, match=f"it has those of: .*{MODEL.fingerprint[:12]}"
+        ):
+            sl.Engine(other, state=tmp_path / "kept")
+        with (
+            closing(open_store(tmp_path / "kept", "async")) as store,
+            pytest.raises(StoreError, match="is in use by process"),
+        ):
+            engine.save(tmp_path / "kept")
+        with closing(open_store(tmp_path / "kept", "async")) as store:
+            store.append(b"what a killed server leaves")
+            store.commit()
+        for act in (engine.save, lambda kept: sl.Engine(MODEL, state=kept)):
+            with pytest.raises(StoreError, match="1 records to be replayed: start it once"):
+                act(tmp_path / "kept")
+        (tmp_path / "foreign").mkdir()
+        with closing(sqlite3.connect(tmp_path / "foreign" / "sessions.db")) as database:
+            database.execute("CREATE TABLE precious (x)")
+        with pytest.raises(StoreError, match="database of another program"):
+            engine.save(tmp_path / "foreign")
