@@ -33,7 +33,7 @@ def test_what_is_shown_is_one_line(engine):
         (engine.model, "<Model 'model': 2 inputs, lstm 4, dense 1; float32>"),
         (lstm(RNG, 2, 4), "<LSTM 2 -> 4>"),
         (peephole, "<LSTM 2 -> 4, peep, coupled='f'>"),
-        (gru(RNG, 2, 4, reset_after=False), "<GRU 2 -> 4, reset_after=False>"),
+        (gru(RNG, 2, 4, reset_after=False), "<GRU 2 -> 4, h0, reset_after=False>"),
         (dense(RNG, 4, 1), "<Dense 4 -> 1, activation='linear'>"),
         (sl.Activation("relu", 3), "<Activation 3 -> 3, function='relu', size=3>"),
         (sl.Embedding(np.zeros((9, 2))), "<Embedding 1 -> 2>"),
