@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"streamlstm: {error.command_line}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"streamlstm: {error}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"streamlstm: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamlstm import readings
 from streamlstm.errors import StreamLSTMError
 from streamlstm.head import Head
+from streamlstm.wording import counted
 
 if TYPE_CHECKING:
     from streamlstm.training import Errors, Progress, Trained
@@ -165,7 +166,8 @@ def _show(trained: Trained, series: int, head: Head) -> None:
         _say("note", f"at {at} it is worse than the {rival}: use more data{shorter}")
     _say(
         "proof",
-        f"PyTorch: {trained.steps:,} steps, largest difference {trained.difference:.1e} std",
+        f"{trained.framework}: {counted(trained.steps, 'step')}, "
+        f"largest difference {trained.difference:.1e} std",
     )
 
 

@@ -239,7 +239,7 @@ def test_data(run, more, steps):
             "flow,x1,x2\n1,2,3\n",
             "the header lacks the model's input(s) x0; it has flow, x1, x2",
         ),
-        (None, "[Errno 2] No such file or directory: 'events.csv'"),
+        (None, "events.csv: No such file or directory"),
     ],
 )
 def test_data_that_is_refused(run, text, sentence):

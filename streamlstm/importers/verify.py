@@ -15,6 +15,7 @@ from streamlstm.engine import Engine
 from streamlstm.errors import ModelError, ShapeError, UnsupportedModelError
 from streamlstm.events import as_events
 from streamlstm.importers import open_source
+from streamlstm.importers.flow import Flow
 from streamlstm.importers.fold import Scale, leading
 from streamlstm.importers.source import Source
 from streamlstm.layers import Layer
@@ -39,6 +40,7 @@ def verify(
     against: Any,
     *,
     select: str | None = None,
+    flow: Flow | None = None,
     x: ArrayLike | None = None,
     steps: int = 500,
     seed: int = 0,
@@ -48,13 +50,13 @@ def verify(
     against: the file that the model was imported from, a live torch module, a Source (see
     importers.open_source), or a function that takes events [steps, inputs], float32 as the first
     layer sees them (scaled), and gives the network's outputs [steps, outputs] from its initial
-    state. select: as in import_model. x [steps, inputs]: events in the inputs' own units; by
+    state. select, flow: as in import_model. x [steps, inputs]: events in the inputs' own units; by
     default `steps` random ones of `seed`.
     A large difference raises nothing: Proof.largest tells it, not a number if an answer is none.
     Raises UnsupportedModelError when the framework is not installed or can't run this network;
     ModelError when it fails, or its outputs are no [steps, outputs]; InputError for x; OSError.
     """
-    framework, answers, (mean, std), flow_by = _answering(against, select)
+    framework, answers, (mean, std), flow_by = _answering(against, select, flow)
     if x is None:
         if steps < 1:
             raise ShapeError(f"steps is {steps}; give 1 or more")
@@ -99,16 +101,18 @@ def _stepped(model: Model, events: Array) -> Array:
 
 
 def _answering(
-    against: Any, select: str | None
+    against: Any, select: str | None, flow: Flow | None
 ) -> tuple[str, Callable[[Array], Any], tuple[Any, Any], FlowBy]:
     """Name of what answers, its answers [steps, outputs] to x [steps, inputs], the mean and std
     that it takes away from x itself, and whose flow it runs."""
     if isinstance(against, str | os.PathLike):
-        against = open_source(against)
+        against = open_source(against, flow=flow)
     elif hasattr(against, "state_dict") or isinstance(against, Mapping):
         from streamlstm.importers import pytorch  # noqa: PLC0415  (only when it is wanted)
 
-        against = pytorch.source_of(against)
+        against = pytorch.source_of(against, flow=flow)
+    elif flow is not None:
+        raise UnsupportedModelError("flow is of a file or a module; leave it out here")
     elif not hasattr(against, "answers"):
         if not callable(against):
             raise UnsupportedModelError(

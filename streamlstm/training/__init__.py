@@ -68,6 +68,11 @@ class Trained:
     counted: Mapping[str, int]
     empty: tuple[str, ...] = ()
 
+    @property
+    def framework(self) -> str:
+        """What the difference is from, as Proof.framework names it."""
+        return f"PyTorch {torch.__version__.partition('+')[0]}"
+
 
 def fit(
     series: Sequence[Series],

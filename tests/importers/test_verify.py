@@ -194,6 +194,7 @@ def test_answers_that_are_no_outputs(wrong, told):
     [
         (7, {}, "verify compares with a source file, a torch module, a Source or a function; got"),
         (answers, {"select": "rnn"}, "a function has no layers to select; leave out select"),
+        (answers, {"flow": ["rnn"]}, "flow is of a file or a module; leave it out here"),
     ],
 )
 def test_nothing_to_compare_with(against, more, sentence):

@@ -126,7 +126,10 @@ def test_verify_takes_file_source_and_module(net):
         with torch.no_grad():
             return net(torch.from_numpy(x)).numpy()
 
+    flow = ["lstm", "hidden", "relu", "head"]
     proofs = [sl.verify(model, against) for against in (source, net, answers)]
+    proofs.append(sl.verify(model, "trained.pt", flow=flow))
+    assert [proof.flow_by for proof in proofs] == ["user", "source", "source", "user"]
     for proof in proofs:
         assert proof.largest < 1e-6
         np.testing.assert_allclose(proof.y, proofs[0].y, atol=1e-6)
