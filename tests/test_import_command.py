@@ -11,7 +11,8 @@ import pytest
 import streamlstm as sl
 from fake_source import FakeSource
 from networks import stacked
-from streamlstm import cli, import_command, model_file
+from streamlstm import cli, model_file
+from streamlstm.commands import import_, inspect
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import verify
 from streamlstm.layers import Layer
@@ -23,7 +24,8 @@ MODEL = stacked(outputs=2)
 def source(monkeypatch) -> FakeSource:
     """What trained.onnx holds; asked: how it was opened."""
     fake = FakeSource(MODEL)
-    monkeypatch.setattr(import_command, "open_source", lambda *_, **more: asked(fake, more))
+    for command in (import_, inspect):
+        monkeypatch.setattr(command, "open_source", lambda *_, **more: asked(fake, more))
     return fake
 
 

@@ -16,7 +16,8 @@ pytest.importorskip("torch")
 import torch
 
 import streamlstm as sl
-from streamlstm import cli, readings, train_command, training
+from streamlstm import cli, readings, training
+from streamlstm.commands import written
 from streamlstm.errors import InputError, ModelError
 from streamlstm.readings import Series
 from streamlstm.training import evaluation, network
@@ -447,7 +448,7 @@ def test_an_output_that_cannot_be_written_is_found_before_training(run, monkeypa
     def full(**_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train_command.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(written.tempfile, "NamedTemporaryFile", full)
     path = write("a.csv", "time,x", [(k, k % 9) for k in range(200)])
     monkeypatch.setattr(training, "train", None)
     want = "streamlstm: m can't be written: No space left on device\n"

@@ -1,8 +1,4 @@
-"""`streamlstm detect`: a CSV file through train, forecast and score, row by row, in one go.
-
-Each series has a session of one model. Every row is stepped once, in the order of the file, and
-what was forecast for it is written down before it comes.
-"""
+"""`streamlstm detect`: a CSV file through train, forecast and score, row by row, in one go."""
 
 from __future__ import annotations
 
@@ -10,10 +6,9 @@ import argparse
 import csv
 import json
 import math
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +16,24 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from streamlstm import csv_events, readings, train_command
-from streamlstm.engine import Engine, Session
+from streamlstm import csv_events, readings
+from streamlstm.commands.arguments import (
+    add_command,
+    add_policies,
+    names,
+    positive_int,
+    wrong_usage,
+)
+from streamlstm.commands.lines import Teller, while_read
+from streamlstm.commands.training import ProgressLine, training_of_torch
+from streamlstm.commands.written import check_writable
+from streamlstm.detection import Judged, Row, Watched, band
+from streamlstm.engine import Engine
 from streamlstm.errors import InputError, StreamLSTMError
-from streamlstm.head import AHEAD_MAX, Head, Report
+from streamlstm.head import Head
 from streamlstm.model import Model
 from streamlstm.model_file import load
 
-REFUSED: Final = Report((), 0.0, False, "", "refused", False)
-NOTHING: Final = (math.nan, math.nan, math.nan)
 PLAIN: Final = {
     "value above": "higher than the range it kept to",
     "value below": "lower than the range it kept to",
@@ -40,88 +44,89 @@ PLAIN: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row, and what was said of it.
-
-    time: as the file has it, "" where there is none. reading: [time?, target, others...].
-    expected: lowest quantile, median and highest of what was forecast for it before it came.
-    """
-
-    series: str
-    line: int
-    time: str
-    reading: list[float]
-    value: float
-    expected: tuple[float, float, float] = NOTHING
-    report: Report = REFUSED
-
-    def cells(self, columns: Sequence[str]) -> dict[str, Any]:
-        """The columns of the file of scores; None where there is no number."""
-        low, median, high = map(_number, self.expected)
-        report = self.report
-        cells = {
-            "series": self.series,
-            "line": self.line,
-            "time": self.time,
-            "value": None if math.isnan(self.value) else self.value,
-            "low": low,
-            "median": median,
-            "high": high,
-            "score": _number(report.score),
-            "alert": report.alert,
-            "reason": report.reason,
-            "status": report.status,
-            "warming": report.warming,
-        }
-        return {column: cells[column] for column in columns}
-
-
-@dataclass
-class Watched:
-    """One series: its session, its last step and value, and its rows where they are wanted."""
-
-    session: Session
-    head: Head
-    last_s: float = math.nan
-    last: float = math.nan
-    begun: bool = False
-    next: tuple[float, float, float] = NOTHING
-    rows: list[Row] = field(default_factory=list)
-
-    def step(self, row: Row) -> Row:
-        """The row, with what was forecast for it and what came of it. Raises InputError."""
-        expected = self._expected(row.reading)
-        report = self.head.report(self.session.step(row.reading).tolist())
-        if report.status in ("stepped", "held", "predicted"):
-            self.begun, self.last_s = True, row.reading[0]
-            self.next = _band(report.forecast)
-        if report.status == "stepped":
-            self.last = row.value
-        return replace(row, expected=expected, report=report)
-
-    def _expected(self, reading: list[float]) -> tuple[float, float, float]:
-        """What the session forecasts for the step that a reading is of."""
-        steps = 1
-        if self.head.time is not None and self.head.spacing == "grid" and self.begun:
-            steps = math.floor((reading[0] - self.last_s) / self.head.step_s + 0.5)
-            if steps < 1 and self.head.late == "step":
-                steps = 1
-        if not self.begun or not 1 <= steps <= AHEAD_MAX:
-            return NOTHING
-        return self.next if steps == 1 else _band(self.session.forecast(steps)[-1].tolist())
-
-
-def _band(quantiles: Sequence[float]) -> tuple[float, float, float]:
-    return float(quantiles[0]), float(quantiles[len(quantiles) // 2]), float(quantiles[-1])
-
-
-def _number(x: float) -> float | None:
-    """Seven digits of it: forecasts and scores have no more."""
-    return None if math.isnan(x) else float(f"{x:.7g}")
+def add(commands: Any) -> None:
+    detect = add_command(
+        commands,
+        "detect",
+        run,
+        "find what is unusual in a CSV file, row by row",
+        "Trains a model on the first half of the rows, then streams all of them: what was forecast "
+        "for each row before it came, how unusual it is, and an alert where that is much. Alerts "
+        "go to stdout, the scores of all rows to a file. Training needs PyTorch: "
+        "pip install 'streamlstm[train]'. With --model nothing is trained: "
+        "tail -f -n +1 sensor.csv | streamlstm detect - --model flow.safetensors",
+    )
+    detect.add_argument("csv", metavar="CSV", help="the readings; with --model also - for stdin")
+    detect.add_argument("--target", metavar="COL", help="the column to watch; --model knows it")
+    detect.add_argument(
+        "--model", metavar="MODEL", help="a model file of `train` or --save-model, to train none"
+    )
+    detect.add_argument(
+        "-o",
+        dest="out",
+        metavar="FILE",
+        help="where the scores go (default: scores.csv); - for stdout, alerts then go to stderr",
+    )
+    detect.add_argument(
+        "--json",
+        action="store_true",
+        help="scores as JSON, one row a line (default FILE: scores.jsonl)",
+    )
+    detect.add_argument("--plot", metavar="SVG", help="draw readings, forecasts and alerts")
+    detect.add_argument(
+        "--train-rows",
+        type=positive_int,
+        metavar="N",
+        help="train on the first N rows of each series (default: on the first half)",
+    )
+    detect.add_argument("--save-model", metavar="MODEL", help="keep the trained model in this file")
+    detect.add_argument(
+        "--horizon",
+        type=positive_int,
+        metavar="N",
+        help="steps ahead that the model learns to forecast (default: 1)",
+    )
+    detect.add_argument(
+        "--time",
+        metavar="COL",
+        help="times, as ISO 8601 or seconds since 1970 (default: as in train)",
+    )
+    detect.add_argument(
+        "--series", metavar="COL", help="which sensor a row is of; each is watched on its own"
+    )
+    detect.add_argument(
+        "--with",
+        dest="others",
+        type=names,
+        metavar="A,B",
+        help="other columns that help to forecast",
+    )
+    add_policies(detect)
+    detect.set_defaults(spacing=None, missing=None, late=None)  # --model has its own
 
 
 def run(args: argparse.Namespace) -> int:
+    """Raises StreamLSTMError, OSError."""
+    training = ("target", "train_rows", "save_model", "horizon", "time", "others")
+    for option in (*training, "spacing", "missing", "late"):
+        if args.model is not None and getattr(args, option) is not None:
+            name = "with" if option == "others" else option.replace("_", "-")
+            return wrong_usage(f"detect: --{name} is of training; --model has its own")
+    if args.model is None and args.target is None:
+        return wrong_usage("detect: say with --target which column to watch")
+    if args.model is None and args.csv == "-":
+        return wrong_usage("detect: stdin needs a --model; training reads its file twice")
+    if args.plot is not None and Path(args.plot).suffix != ".svg":
+        return wrong_usage(f"detect: --plot draws SVG; call the file {args.plot}.svg")
+    args.out = args.out or ("scores.jsonl" if args.json else "scores.csv")
+    files = [args.csv, args.model, args.out, args.plot, args.save_model]
+    files = [Path(file).resolve() for file in files if file not in (None, "-")]
+    if len(set(files)) < len(files):
+        return wrong_usage("detect: two of its files are the same; write each to its own")
+    return while_read(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
     """Score a file; the exit code: 0, or 1 where rows were refused.
 
     Raises StreamLSTMError, OSError.
@@ -131,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not (folder := Path(path).absolute().parent).is_dir():
             raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
     if args.save_model is not None:
-        train_command.check_writable(args.save_model)
+        check_writable(args.save_model)
     plot = None if args.plot is None else _plot()
     trained: dict[str, int] = {}
     model = load(args.model) if args.model is not None else _train(args, trained)
@@ -142,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.save_model is not None:
         model.save(args.save_model)
-    tell = _Teller(sys.stderr if out == "-" else sys.stdout)
+    tell = Teller(sys.stderr if out == "-" else sys.stdout)
     with Engine(model) as engine:
         counted = Counted(trained, keep=plot is not None)
         with _scores_file(out, args, model.head) as write:
@@ -159,31 +164,6 @@ def run(args: argparse.Namespace) -> int:
         first = f"{_source(args)}, {counted.refusal}"
         print(f"streamlstm: {refused:,} row(s) were refused, the first in {first}", file=sys.stderr)
     return 1 if refused else 0
-
-
-@dataclass
-class Judged:
-    """Forecasts of the next row, of rows that training has not seen."""
-
-    rows: int = 0
-    off: float = 0.0
-    last_off: float = 0.0
-    inside: int = 0
-
-    def judge(self, row: Row, last: float) -> None:
-        """last: the value before the row."""
-        low, median, high = row.expected
-        self.rows += 1
-        self.off += abs(row.value - median)
-        self.last_off += abs(row.value - last)
-        self.inside += low <= row.value <= high
-
-    def __str__(self) -> str:
-        off, last_off = self.off / self.rows, self.last_off / self.rows
-        return (
-            f"off by {off:.3g} on average (the last value: {last_off:.3g}), "
-            f"{self.inside / self.rows:.0%} of the values between low and high"
-        )
 
 
 @dataclass
@@ -219,7 +199,7 @@ class Counted:
         self.refusal = self.refusal or f"line {line}: {str(why).replace('reading 0', 'the row')}"
         self.rows["refused"] += 1
 
-    def tell(self, tell: _Teller, engine: Engine) -> None:
+    def tell(self, tell: Teller, engine: Engine) -> None:
         rows, series = self.rows, len(self.watched)
         of = "" if series == 1 else f" of {series:,} series"
         trained = f"; the model was trained on {rows['trained']:,} of them" if self.trained else ""
@@ -250,28 +230,9 @@ class Counted:
             yield "the forecasts are worse than the last value: is the model of such a sensor?"
 
 
-class _Teller:
-    """Lines for a human. A reader who has enough of them does not end the work."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __call__(self, text: str) -> None:
-        try:
-            print(text, file=self._stream, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def fact(self, what: str, text: str) -> None:
-        self(f"{what:12} {text}")
-
-
-# --- train ----------------------------------------------------------------------------------------
-
-
 def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
     """A model of the first rows of each series; `trained` gets their last lines."""
-    training = train_command.training_of_torch()
+    training = training_of_torch()
     series = readings.read(
         args.csv, args.target, time=args.time, others=args.others or (), series=args.series
     )
@@ -286,7 +247,7 @@ def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
         **{name: policy for name, policy in policies.items() if policy is not None},
         unseen=0.0,
     )
-    progress = train_command.ProgressLine()
+    progress = ProgressLine()
     name = Path(args.save_model or args.csv).stem
     try:
         done = training.train(series, head, name=name, unseen=0.0, progress=progress)
@@ -296,15 +257,12 @@ def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
     return model
 
 
-# --- score ----------------------------------------------------------------------------------------
-
-
 def _score(
     args: argparse.Namespace,
     engine: Engine,
     counted: Counted,
     write: Callable[[Row], None],
-    tell: _Teller,
+    tell: Teller,
 ) -> None:
     """Every row of the file, in its order, through the session of its series."""
     head = engine.model.head
@@ -406,9 +364,6 @@ def _scores_file(out: str, args: argparse.Namespace, head: Head) -> Iterator[Cal
         file.flush()
 
 
-# --- plot -----------------------------------------------------------------------------------------
-
-
 def _plot() -> Any:
     """streamlstm.plot. Raises StreamLSTMError where there is no matplotlib."""
     try:
@@ -442,5 +397,5 @@ def _track(watched: Watched, trained: dict[str, int]) -> Any:
         score=np.array([row.report.score for row in rows], np.float64),
         alert=np.array([row.report.alert for row in rows], bool),
         trained=sum(row.line <= last for row in rows),
-        ahead=np.array([_band(quantiles) for quantiles in ahead.tolist()]).reshape(-1, 3),
+        ahead=np.array([band(quantiles) for quantiles in ahead.tolist()]).reshape(-1, 3),
     )

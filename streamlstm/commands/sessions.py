@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from streamlstm.commands.arguments import add_command, wrong_usage
+from streamlstm.commands.lines import printable
 from streamlstm.errors import (
     SessionError,
     SessionUnknownError,
@@ -31,8 +33,38 @@ from streamlstm.store.directory import server_of
 from streamlstm.store.salvage import accept_loss
 
 
+def add(commands: Any) -> None:
+    sessions = add_command(
+        commands,
+        "sessions",
+        run,
+        "list, inspect and export what a server keeps in --state",
+        "Works beside a running server, except for --remove and --accept-loss.",
+    )
+    sessions.add_argument("directory", metavar="DIR", help="the server's --state")
+    sessions.add_argument("session", nargs="?", metavar="NAME", help="this session only")
+    sessions.add_argument(
+        "--model", metavar="MODEL", help="name, or first characters of a fingerprint"
+    )
+    sessions.add_argument("--name", metavar="PATTERN", help="list names like this: 'pump-*'")
+    sessions.add_argument("--json", action="store_true", help="as JSON; of a list, one a line")
+    action = sessions.add_mutually_exclusive_group()
+    action.add_argument("--export", metavar="FILE", help="write NAME's state: State.from_bytes")
+    action.add_argument("--remove", action="store_true", help="remove NAME from the store")
+    action.add_argument("--check", action="store_true", help="read all, and verify every checksum")
+    action.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="go on from what is whole in a damaged directory, and say what is lost",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; the exit code. Raises StreamLSTMError, OSError."""
+    if args.session is None and (args.export or args.remove):
+        return wrong_usage("sessions: --export and --remove need a NAME")
+    if args.session is not None and (args.name or args.check or args.accept_loss):
+        return wrong_usage("sessions: --name, --check and --accept-loss take no NAME")
     directory = Path(args.directory)
     if args.check:
         return _check(directory)
@@ -53,9 +85,6 @@ def run(args: argparse.Namespace) -> int:
                 _show(model, row, state, args.json)
         _say_how_old(store, directory)
     return 0
-
-
-# --- all sessions ---------------------------------------------------------------------------------
 
 
 def _list(store: Reader, args: argparse.Namespace) -> None:
@@ -92,13 +121,8 @@ def _print_table(rows: Iterator[dict[str, Any]]) -> None:
         note = "  (quarantined)" if row["quarantined"] else ""
         print(
             f"{row['model']:16} {row['seq']:10} {row['epoch']:10} {row['bytes']:8}  "
-            f"{_printable(row['name'])}{note}"
+            f"{printable(row['name'])}{note}"
         )
-
-
-def _printable(name: str) -> str:
-    """A name may hold what would move the terminal's cursor."""
-    return name if name.isprintable() else repr(name)
 
 
 def _is_model(model: ModelRow, wanted: str | None) -> bool:
@@ -120,9 +144,6 @@ def _say_how_old(store: Reader, directory: Path) -> None:
         parts.append(f"the journal has {store.records:,} records behind the rows")
     if parts:
         print(f"streamlstm: {'; '.join(parts)}", file=sys.stderr)
-
-
-# --- one session ----------------------------------------------------------------------------------
 
 
 def _found(store: Reader, name: str, wanted: str | None) -> tuple[ModelRow, SessionRow]:
@@ -175,7 +196,7 @@ def _show(model: ModelRow, row: SessionRow, state: State, as_json: bool) -> None
         print(json.dumps({**facts, "state": layers}, indent=2))
         return
     for key, value in facts.items():
-        print(f"{key:12} {_printable(value) if key == 'session' else value}")
+        print(f"{key:12} {printable(value) if key == 'session' else value}")
     print("state")
     for layer in layers:
         figures = "  ".join(f"{key} {layer[key]:<12.6g}" for key in ("min", "max", "norm"))
@@ -198,9 +219,6 @@ def _write(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-# --- with no server beside ------------------------------------------------------------------------
 
 
 def _remove(directory: Path, name: str, wanted: str | None) -> int:

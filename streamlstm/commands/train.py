@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
-import signal
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlstm import readings
-from streamlstm.errors import StreamLSTMError
 from streamlstm.head import Head
 from streamlstm.wording import counted
 
 if TYPE_CHECKING:
-    from streamlstm.training import Errors, Progress, Trained
+    from streamlstm.training import Errors, Trained
+from streamlstm.commands.arguments import (
+    add_command,
+    add_policies,
+    names,
+    numbers,
+    positive_int,
+    seed,
+    wrong_usage,
+)
+from streamlstm.commands.lines import say
+from streamlstm.commands.training import ProgressLine, training_of_torch
+from streamlstm.commands.written import check_writable, same_file
 
 SMALL: Final = 1e-3  # of an error, as a share of the target's std
-EVERY_S: Final = 10.0  # between lines of progress that nobody overwrites
+
+
 COUNTED: Final = {
     "missing": "without a value",
     "skipped": "skipped",
@@ -35,8 +41,72 @@ COUNTED: Final = {
 }
 
 
+def add(commands: Any) -> None:
+    train = add_command(
+        commands,
+        "train",
+        run,
+        "make a forecasting model of a CSV file, and try it",
+        "The file has a header and rows in the order of time; an empty cell is a missing value. "
+        "The model is tried on the last rows, which training has not seen, beside forecasts that "
+        "need no model. Needs PyTorch: pip install 'streamlstm[train]'.",
+    )
+    train.add_argument("csv", metavar="CSV", help="the readings; - for stdin")
+    train.add_argument("--target", required=True, metavar="COL", help="the column to forecast")
+    train.add_argument(
+        "-o", dest="out", required=True, metavar="MODEL", help="the model file to write"
+    )
+    train.add_argument(
+        "--horizon",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="steps ahead to forecast (default: %(default)s)",
+    )
+    train.add_argument(
+        "--time",
+        metavar="COL",
+        help="times, as ISO 8601 or seconds since 1970 (default: a column called timestamp, time, "
+        "datetime or date, or a first column of times; else each row is a step)",
+    )
+    train.add_argument(
+        "--series",
+        metavar="COL",
+        help="which sensor a row is of, to train one model of many of a kind",
+    )
+    train.add_argument(
+        "--with",
+        dest="others",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="other columns that help to forecast",
+    )
+    train.add_argument(
+        "--quantiles",
+        type=numbers,
+        default=[0.1, 0.5, 0.9],
+        metavar="P,..",
+        help="of the forecast, 0.5 in their middle (default: 0.1,0.5,0.9)",
+    )
+    add_policies(train)
+    train.add_argument(
+        "--hidden",
+        type=positive_int,
+        default=32,
+        metavar="N",
+        help="units of the LSTM (default: %(default)s)",
+    )
+    train.add_argument("--seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
+    train.add_argument("--name", metavar="NAME", help="the model's name (default: MODEL's)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Train a model of a file's series and write it. Raises StreamLSTMError, OSError."""
+    if args.out in ("", "-"):
+        return wrong_usage("train: -o needs the name of a file to write the model to")
+    if same_file(args.out, args.csv):
+        return wrong_usage("train: -o is CSV itself; write the model elsewhere")
     check_writable(args.out)
     training = training_of_torch()
     series = readings.read(
@@ -66,105 +136,33 @@ def run(args: argparse.Namespace) -> int:
         progress.end()
     trained.model.save(args.out)
     _show(trained, len(series), head)
-    _say("written", args.out)
+    say("written", args.out)
     return 0
-
-
-def check_writable(path: str) -> None:
-    """Raise OSError where a model can't be written: training may take a while before it is."""
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
-    if Path(path).exists() and not Path(path).is_file():
-        raise FileExistsError(f"{path} can't be written: it is there, and no file; name a file")
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise type(error)(f"{path} can't be written: {error.strerror}") from None
-
-
-class ProgressLine:
-    """How far training is, on stderr: one line in place on a terminal, else one now and then."""
-
-    def __init__(self) -> None:
-        self._in_place = sys.stderr.isatty()
-        self._next_s = time.monotonic() + (0 if self._in_place else EVERY_S)
-        self._width = 0
-
-    def __call__(self, at: Progress) -> None:
-        text = (
-            f"training: {at.done:,} of at most {at.updates:,} updates, "
-            f"held-out loss {at.now:.1%} of the last value's, best {at.best:.1%}"
-        )
-        if self._in_place:
-            print(f"\r{text:{self._width}}", end="", file=sys.stderr, flush=True)
-            self._width = len(text)
-        elif time.monotonic() >= self._next_s:
-            print(text, file=sys.stderr, flush=True)
-            self._next_s = time.monotonic() + EVERY_S
-
-    def end(self) -> None:
-        if self._width:
-            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
-
-
-def training_of_torch() -> Any:
-    """streamlstm.training. Raises StreamLSTMError where there is no torch."""
-    try:
-        with _interrupted_later():
-            from streamlstm import training  # noqa: PLC0415  (an extra)
-
-            importlib.import_module("torch._dynamo")  # else the first optimizer does it
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise StreamLSTMError(
-            "training needs torch, which is not installed: pip install 'streamlstm[train]'"
-        ) from None
-    return training
-
-
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Ctrl-C takes effect at the end: within imports it becomes whatever they make of it."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
-
-
-def _say(what: str, text: object) -> None:
-    print(f"{what:12} {text}")
 
 
 def _show(trained: Trained, series: int, head: Head) -> None:
     of_series = "" if series == 1 else f" of {series:,} series"
-    _say("rows", f"{trained.rows:,}{of_series}, {trained.steps:,} steps{_every(head)}")
+    say("rows", f"{trained.rows:,}{of_series}, {trained.steps:,} steps{_every(head)}")
     found = [f"{trained.counted[what]:,} {text}" for what, text in COUNTED.items()]
     found = [text for text in found if not text.startswith("0 ")]
     if found:
-        _say("of these", ", ".join(found))
+        say("of these", ", ".join(found))
     if trained.empty:
         some = ", ".join(trained.empty[:5]) + (", ..." if len(trained.empty) > 5 else "")
-        _say("left out", f"{len(trained.empty):,} series without a value: {some}")
-    _say("calendar", ", ".join(head.calendar) or "none")
+        say("left out", f"{len(trained.empty):,} series without a value: {some}")
+    say("calendar", ", ".join(head.calendar) or "none")
     unseen = f"{trained.unseen:,} rows that training has not seen"
     shown = _some(trained.errors)
     if any(e.rows for e in shown):
-        _say("forecasts", f"mean absolute errors in {unseen}")
+        say("forecasts", f"mean absolute errors in {unseen}")
         _table(shown, head)
     else:
-        _say("forecasts", f"not tried: nothing is known to compare with in {unseen}")
+        say("forecasts", f"not tried: nothing is known to compare with in {unseen}")
     for rival, steps in _better(shown, head).items():
         at = f"{', '.join(map(str, steps))} step{'s' if steps[-1] > 1 else ''}"
         shorter = ", or a shorter horizon" if head.horizon > 1 else ""
-        _say("note", f"at {at} it is worse than the {rival}: use more data{shorter}")
-    _say(
+        say("note", f"at {at} it is worse than the {rival}: use more data{shorter}")
+    say(
         "proof",
         f"{trained.framework}: {counted(trained.steps, 'step')}, "
         f"largest difference {trained.difference:.1e} std",

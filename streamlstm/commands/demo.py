@@ -1,0 +1,21 @@
+"""`streamlstm demo`: the main job on real series (streamlstm/demo)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from streamlstm.commands.arguments import add_command, positive_int
+
+
+def add(commands: Any) -> None:
+    text = "stream real sensor series through a broker, with a live table"
+    demo = add_command(commands, "demo", run, text)
+    demo.add_argument("--plot", metavar="PATH", help="where to write the SVG plot")
+    demo.add_argument("--rows", type=positive_int, metavar="N", help="rows of each series at most")
+
+
+def run(args: argparse.Namespace) -> int:
+    from streamlstm.demo import main as demo  # noqa: PLC0415
+
+    return demo.run(args)

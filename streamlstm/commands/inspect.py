@@ -1,0 +1,56 @@
+"""`streamlstm inspect`: what a model file, ours or a foreign one, holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from streamlstm import model_file
+from streamlstm.commands.arguments import add_command, add_flow
+from streamlstm.commands.described import list_layers, say_assumed, say_proof, say_unproven, show
+from streamlstm.commands.lines import say, while_read
+from streamlstm.errors import ModelError
+from streamlstm.importers import model_of, open_source
+
+
+def add(commands: Any) -> None:
+    inspect = add_command(
+        commands, "inspect", run, "show what a model file, or a foreign one, holds"
+    )
+    inspect.add_argument("file", metavar="FILE", help="model file, or what `import` takes")
+    add_flow(inspect)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises StreamLSTMError, OSError."""
+    return while_read(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Show a model file of ours or of a foreign format. Raises StreamLSTMError, OSError."""
+    path = Path(args.file)
+    if not path.exists():  # it has no format either
+        raise FileNotFoundError(f"no such file: {path}")
+    if model_file.is_model_file(path):
+        model = model_file.load(path)
+        say("model", model.name)
+        say("fingerprint", model.fingerprint)
+        show(model)
+        proof = model_file.read_proof(path)
+        if proof is None:
+            say("proof", "none")
+        else:
+            say_proof(proof)
+        return 0
+    source = open_source(path, flow=args.flow)
+    say("format", source.format)
+    try:
+        model = model_of(source, name=path.stem)
+    except ModelError:
+        list_layers(source)
+        raise
+    show(model)
+    say_assumed(source)
+    say_unproven(source)
+    return 0
