@@ -49,6 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("no_cover")
 
 
+@pytest.fixture(autouse=True)
+def own_surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Sentences stay in one line, but where a test asks for a terminal's width; what the command
+    line remembers of its files is not the user's."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="module")
 def untraced_processes() -> Iterator[None]:
     """No coverage in the processes of a module that only repeats what others cover."""

@@ -24,7 +24,7 @@ from streamlstm.commands.arguments import (
     positive_int,
     wrong_usage,
 )
-from streamlstm.commands.lines import Teller, while_read
+from streamlstm.commands.lines import Teller, while_read, wrapped
 from streamlstm.commands.training import ProgressLine, training_of_torch
 from streamlstm.commands.written import check_writable
 from streamlstm.detection import Judged, Row, Watched, band
@@ -282,7 +282,7 @@ def _score(
                 counted.count(row, last)
             write(row)
             if row.report.alert:
-                tell(_alert(row, head))
+                tell(wrapped(_alert(row, head), 4))
     if not counted.watched:
         why = f", {counted.refusal}" if counted.refusal else " holds no rows"
         raise InputError(f"{_source(args)}{why}")

@@ -29,8 +29,8 @@ class ProgressLine:
 
     def __call__(self, at: Progress) -> None:
         text = (
-            f"training: {at.done:,} of at most {at.updates:,} updates, "
-            f"held-out loss {at.now:.1%} of the last value's, best {at.best:.1%}"
+            f"training: {at.done:,} of {at.updates:,} updates at most, "
+            f"loss {at.now:.1%} of the last value's"
         )
         if self._in_place:
             print(f"\r{text:{self._width}}", end="", file=sys.stderr, flush=True)

@@ -675,7 +675,7 @@ def test_progress_is_one_line_of_a_terminal(run, monkeypatch):
     path = write("a.csv", "time,x", [(k, k % 9) for k in range(200)])
     assert run(path, "--target", "x", "-o", "m")[0] == 0
     first, *_, last = terminal.text.split("\r")[1:]
-    assert first.startswith("training: 1 of at most 3 updates, held-out loss ")
+    assert first.startswith("training: 1 of 3 updates at most, loss ")
     assert "\n" not in terminal.text
     assert last == ""
 
