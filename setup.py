@@ -26,15 +26,17 @@ directives = {
 }
 
 
-SIMD = "src_pyx/streamlstm/simd"
+CORE = ("arena", "engine", "head", "head_steps", "network", "threads")
+TARGETS = ("avx512", "avx2", "portable")
+KERNELS = "src_pyx/streamlstm/kernels"
 
 
 def extension(name: str, *c_sources: str) -> Extension:
     return Extension(
         f"streamlstm.{name}",
-        [f"src_pyx/streamlstm/{name}.pyx", *c_sources],
-        include_dirs=[np.get_include(), "src_pyx/streamlstm"],
-        depends=[f"{SIMD}/{h}.h" for h in ("kernel", "functions", "cells", "fused")],
+        [f"src_pyx/streamlstm/{name.replace('.', '/')}.pyx", *c_sources],
+        include_dirs=[np.get_include(), KERNELS],
+        depends=[f"{KERNELS}/{h}.h" for h in ("kernel", "functions", "cells", "fused")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         # A result must not depend on which multiply-adds the compiler chose to fuse.
         extra_compile_args=["-O3", "-ffp-contract=off"],
@@ -44,15 +46,10 @@ def extension(name: str, *c_sources: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            *(
-                extension(name)
-                for name in (
-                    *("_arena", "_cells_blas", "_engine", "_head", "_head_steps"),
-                    *("_network", "_threads"),
-                )
-            ),
+            *(extension(f"core.{name}") for name in CORE),
+            extension("kernels.blas"),
             # One file per target, each with its target pragma.
-            extension("_cells_fused", *(f"{SIMD}/{t}.c" for t in ("avx512", "avx2", "portable"))),
+            extension("kernels.table", *(f"{KERNELS}/{t}.c" for t in TARGETS)),
         ],
         include_path=["src_pyx"],
         compiler_directives=directives,

@@ -1,4 +1,4 @@
-"""The polynomial of simd/functions.h: e^r - 1 = r + r^2 q(r) on |r| <= ln2 / 2.
+"""The polynomial of kernels/functions.h: e^r - 1 = r + r^2 q(r) on |r| <= ln2 / 2.
 
 python bench/fit_exp.py
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-HEADER = Path(__file__).parents[1] / "src_pyx" / "streamlstm" / "simd" / "functions.h"
+HEADER = Path(__file__).parents[1] / "src_pyx" / "streamlstm" / "kernels" / "functions.h"
 
 DEGREE = 4
 BOUND = 1.0005 * np.log(2) / 2  # r comes out a little larger where y log2(e) was rounded

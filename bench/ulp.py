@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm import _cells_fused, kernels
+from streamlstm import kernels
+from streamlstm.kernels import table
 
 Array = NDArray[Any]
 
@@ -72,7 +73,7 @@ def special_values_hold(kernel: str) -> bool:
     """NaN stays, infinities and denormals give what their limits are."""
     denormals = np.float32([-1.1e-38, -1e-45, 1e-45, 1.1e-38])
     inf, nan = np.float32([-np.inf, np.inf]), np.float32([np.nan])
-    apply = partial(_cells_fused.apply, kernel)
+    apply = partial(table.apply, kernel)
     return bool(
         all(np.isnan(apply(function, nan)).all() for function in EXACT)
         and (apply("tanh", inf) == [-1, 1]).all()
@@ -96,7 +97,7 @@ def worst_of(names: list[str], every: int, start: int) -> dict[tuple[str, str], 
             low = x[x < -EXP_MAX] if function == "sigmoid" else x[:0]
             for kernel in names:
                 found[kernel, function] = worst(kernel, function, taken, exact, ulp)
-                tails = _cells_fused.apply(kernel, function, low)
+                tails = table.apply(kernel, function, low)
                 if not (np.abs(tails) <= SIGMOID_TINY).all():
                     found[kernel, function] = Worst(np.inf, float(low[0]))
     return found
@@ -105,7 +106,7 @@ def worst_of(names: list[str], every: int, start: int) -> dict[tuple[str, str], 
 def worst(kernel: str, function: str, x: Array, exact: Array, ulp: Array) -> Worst:
     if not x.size:
         return Worst()
-    error = np.abs(_cells_fused.apply(kernel, function, x) - exact) / ulp
+    error = np.abs(table.apply(kernel, function, x) - exact) / ulp
     at = int(np.argmax(error))  # of NaN, if there is one
     return Worst(float(np.nan_to_num(error[at], nan=np.inf)), float(x[at]))
 
@@ -118,7 +119,7 @@ def progress(results: Iterator[Any], count: int) -> Iterator[Any]:
 
 
 def main() -> None:
-    here = [name for name in kernels.FUSED if _cells_fused.available(name)]
+    here = [name for name in kernels.FUSED if table.available(name)]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="take each N-th value only")
     parser.add_argument("--jobs", type=int, default=1, help="processes")

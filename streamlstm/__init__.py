@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamlstm import errors
-    from streamlstm._engine import Group
+    from streamlstm.core.engine import Group
     from streamlstm.engine import Engine, Session
     from streamlstm.errors import (
         CapacityError,
@@ -56,7 +56,7 @@ _HOME = {
     "EngineError": "errors",
     "Feature": "feature",
     "GRU": "layers",
-    "Group": "_engine",
+    "Group": "core.engine",
     "Head": "head",
     "InputError": "errors",
     "LSTM": "layers",
@@ -133,7 +133,8 @@ def __dir__() -> list[str]:
 
 
 def _is_built(folder: str) -> bool:
-    return PathFinder.find_spec("streamlstm._engine", [folder]) is not None
+    core = os.path.join(folder, "core")
+    return PathFinder.find_spec("streamlstm.core.engine", [core]) is not None
 
 
 def _stand_aside() -> None:

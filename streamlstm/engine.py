@@ -27,11 +27,11 @@ from streamlstm import blas_threads
 
 try:
     from streamlstm import kernels
-    from streamlstm._engine import EngineCore, Group, SessionCore
-    from streamlstm._head import CompiledHead
-    from streamlstm._network import Network
+    from streamlstm.core.engine import EngineCore, Group, SessionCore
+    from streamlstm.core.head import CompiledHead
+    from streamlstm.core.network import Network
 except ImportError as e:
-    if not (e.name or "").startswith("streamlstm._"):
+    if not (e.name or "").startswith(("streamlstm.core.", "streamlstm.kernels.")):
         raise
     raise ImportError(
         "streamlstm's compiled modules are missing or out of date beside "

@@ -64,7 +64,7 @@ CYCLES: Final[dict[Cycle, tuple[float, float]]] = {
     "week": (7 * 86_400.0, 3 * 86_400.0),
     "year": (365.2425 * 86_400.0, 0.0),
 }
-# The order of numbers in the state and of codes in the outputs; _head.pyx has the same.
+# The order of numbers in the state and of codes in the outputs; core/head.pxd has the same.
 COUNTERS: Final = (
     *("missing", "held", "predicted", "skipped", "repeated", "late", "early", "gaps"),
     "unchanged",
@@ -90,7 +90,7 @@ LARGEST_STEP_S: Final = 1e8
 HORIZON_MAX: Final = 10_000
 AHEAD_MAX: Final = 10_000  # steps of one forecast
 COUNTS: Final = 17  # where the counters stand in the state
-FIXED: Final = 26  # numbers of state beside the outputs and the others; see _head.pyx
+FIXED: Final = 26  # numbers of state beside the outputs and the others; see core/head.pxd
 
 
 class Residual(NamedTuple):

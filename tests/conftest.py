@@ -16,7 +16,7 @@ from packages import Packages, git_files
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
-if importlib.util.find_spec("streamlstm._engine") is None:
+if importlib.util.find_spec("streamlstm.core.engine") is None:
     pytest.exit(
         "streamlstm is not installed: run `pip install '.[test]' && pytest`",
         returncode=pytest.ExitCode.USAGE_ERROR,

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 import streamlstm as sl
 from networks import C_ERROR, H_ERROR
 from streamlstm import kernels, reference
-from streamlstm._cells_fused import available
+from streamlstm.kernels.table import available
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [

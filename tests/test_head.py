@@ -18,8 +18,8 @@ import streamlstm as sl
 from heads import FLOW, HOUR_S, headed, heads, holed, readings, water
 from streamlstm import errors, reference
 from streamlstm import head as constants
-from streamlstm._head import unroll
 from streamlstm.cli import main
+from streamlstm.core.head import unroll
 from streamlstm.head import COUNTERS, FILL_MAX, LATE_MAX, Head, Residual
 from streamlstm.reference_head import Stream
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import streamlstm as sl
 from networks import events, models, stacked
-from streamlstm import _cells_fused, kernels, reference
+from streamlstm import kernels, reference
 from streamlstm.errors import EngineError
+from streamlstm.kernels import table
 
-HERE = [name for name in kernels.FUSED if _cells_fused.available(name)]
+HERE = [name for name in kernels.FUSED if table.available(name)]
 LACKING = [name for name in kernels.FUSED if name not in HERE]
 ONE_CLASS = [name for name in HERE if name != "portable"]
 
@@ -157,11 +158,11 @@ EXACT = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x
 def test_activations_are_exact_to_the_stated_ulp(kernel, function):
     every = np.arange(0, 2**32, 4999, dtype=np.uint64).astype(np.uint32).view(np.float32)
     limit = 80 if function == "exp" else 3e38
-    low = -80 if function == "sigmoid" else -limit  # below: 1e-35 and less, see simd/fused.h
+    low = -80 if function == "sigmoid" else -limit  # below: 1e-35 and less, see kernels/functions.h
     x = every[(every >= low) & (every <= limit) & (np.abs(every) > 1.2e-38)]
     with np.errstate(over="ignore"):
         exact = EXACT[function](x.astype(float))
-    y = _cells_fused.apply(kernel, function, x)
+    y = table.apply(kernel, function, x)
     error = np.abs(y - exact) / np.spacing(np.abs(exact).astype(np.float32))
     assert len(x) > 10_000
     assert error.max() <= ULP[function]
@@ -170,13 +171,13 @@ def test_activations_are_exact_to_the_stated_ulp(kernel, function):
 def test_activations_at_the_ends(kernel):
     x = np.array([-np.inf, -1e30, -100, -0.0, 0.0, 100, 1e30, np.inf], np.float32)
     np.testing.assert_array_equal(
-        _cells_fused.apply(kernel, "tanh", x), np.array([-1, -1, -1, 0, 0, 1, 1, 1], "f4")
+        table.apply(kernel, "tanh", x), np.array([-1, -1, -1, 0, 0, 1, 1, 1], "f4")
     )
-    sigmoid = _cells_fused.apply(kernel, "sigmoid", x)
+    sigmoid = table.apply(kernel, "sigmoid", x)
     assert (sigmoid[:3] < 2e-38).all()
     assert (sigmoid[3:] == np.array([0.5, 0.5, 1, 1, 1], "f4")).all()
     for function in ULP:
-        assert np.isnan(_cells_fused.apply(kernel, function, np.array([np.nan], "f4"))).all()
+        assert np.isnan(table.apply(kernel, function, np.array([np.nan], "f4"))).all()
 
 
 def plain_float32(layer: sl.LSTM, x) -> tuple[np.ndarray, np.ndarray]:

@@ -57,8 +57,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         held = set(wheel.namelist())
     assert not {name for name in git_files() if name.startswith("streamlstm/")} - held
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    for source in (REPO / "src_pyx" / "streamlstm").glob("*.pyx"):
-        assert f"streamlstm/{source.stem}{suffix}" in held
+    for source in (REPO / "src_pyx").rglob("*.pyx"):
+        assert f"{source.relative_to(REPO / 'src_pyx').with_suffix('')}{suffix}" in held
     others = {name for name in held if not name.startswith("streamlstm/")}
     assert {name.split("/")[0].endswith(".dist-info") for name in others} == {True}
     assert any(name.endswith("licenses/LICENSE") for name in others)

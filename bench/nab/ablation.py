@@ -22,7 +22,7 @@ from streamlstm.importers import from_torch
 from streamlstm.readings import Series
 
 VALUE, LEVEL, FORECAST = range(3)
-RANGES = 8  # where the ranges, low and high of each, stand in a head's state (_head.pxd)
+RANGES = 8  # where the ranges, low and high of each, stand in a head's state (core/head.pxd)
 EVERYTHING = 1e14
 # asinh(z) of z as small as this is z, and the arithmetic of a power of two is exact.
 SMALL = 2.0**-20

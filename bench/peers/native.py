@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from peers.cells import Array, Cell
-from streamlstm import _cells_fused, kernels
+from streamlstm import kernels
+from streamlstm.kernels import table
 
 HERE = Path(__file__).parent
-KERNEL_H = HERE.parents[1] / "src_pyx" / "streamlstm" / "simd"
+KERNEL_H = HERE.parents[1] / "src_pyx" / "streamlstm" / "kernels"
 Pointer = ctypes.c_void_p
 LANES_MAX = 16
 
@@ -63,7 +64,7 @@ class KernelLoop:
         self.loops, self.cell = loops, cell
         kernel, lanes = self.find_kernel()
         # One row a stream, h and c of all layers, as in the arena.
-        self.states = _cells_fused.aligned((cell.batch, 2 * cell.units * cell.layers))
+        self.states = table.aligned((cell.batch, 2 * cell.units * cell.layers))
         self.states[:] = 0
         starts = self.states.ctypes.data + self.states.strides[0] * np.arange(cell.batch)
         self.rows = starts.astype(np.uintp)
@@ -77,8 +78,8 @@ class KernelLoop:
         for k, layer in enumerate(cell.model.layers):
             inputs = 0 if without_inputs else layer.input_size
             gates = np.concatenate([layer.w_x[:, :inputs], layer.w_h], axis=1)
-            w = _cells_fused.pack(gates.reshape(4, cell.units, -1), lanes)
-            b = _cells_fused.pack(layer.b.reshape(4, cell.units, 1), lanes)
+            w = table.pack(gates.reshape(4, cell.units, -1), lanes)
+            b = table.pack(layer.b.reshape(4, cell.units, 1), lanes)
             h = 2 * cell.units * k
             loops.add_layer(self.network, inputs, cell.units, h, w.ctypes.data, b.ctypes.data)
             self.weights += [w, b]
@@ -87,11 +88,11 @@ class KernelLoop:
     def find_kernel() -> tuple[int, int]:
         """Its address and its lanes."""
         name = kernels.choose(np.dtype(np.float32)).kernel
-        found = _cells_fused.available(name) if name in kernels.FUSED else None
+        found = table.available(name) if name in kernels.FUSED else None
         if found is None:
             raise SystemExit(f"{name} is no fused kernel; unset {kernels.VARIABLE}")
         # Loaded already, and never unloaded.
-        getter = getattr(ctypes.CDLL(_cells_fused.__file__), f"streamlstm_kernel_{name}")
+        getter = getattr(ctypes.CDLL(table.__file__), f"streamlstm_kernel_{name}")
         getter.restype = Pointer
         return getter(), found[1]
 

@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm._head import CompiledHead, unroll
+from streamlstm.core.head import CompiledHead, unroll
 from streamlstm.errors import InputError
 from streamlstm.feature import Feature
 from streamlstm.head import CYCLES, Cycle, Head, Late, Missing, Spacing

@@ -20,14 +20,14 @@ import os
 
 import numpy as np
 
-from streamlstm._arena cimport Arena
-from streamlstm._cells_fused cimport prefetch
-from streamlstm._head cimport CompiledHead
-from streamlstm._head_steps cimport HeadSteps
-from streamlstm._network cimport Network
-from streamlstm._threads cimport Threads
+from streamlstm.core.arena cimport Arena
+from streamlstm.core.head cimport CompiledHead
+from streamlstm.core.head_steps cimport HeadSteps
+from streamlstm.core.network cimport Network
+from streamlstm.core.threads cimport Threads
+from streamlstm.kernels.table cimport prefetch
 
-from streamlstm._cells_fused import aligned
+from streamlstm.kernels.table import aligned
 from streamlstm.errors import (
     DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
     RepeatedSessionError, SessionError, SessionUnknownError, ShapeError,

@@ -1,5 +1,5 @@
-"""A model's weights, ready to run; see _network.pyx."""
-from streamlstm._cells_fused cimport Layer, fused_kernel
+"""A model's weights, ready to run; see network.pyx."""
+from streamlstm.kernels.table cimport Layer, fused_kernel
 
 
 # All that a thread without the GIL needs of a Network. Read only.

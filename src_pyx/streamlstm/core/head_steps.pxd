@@ -1,7 +1,7 @@
-"""Micro-batches of readings through head and network; see _head_steps.pyx."""
-from streamlstm._head cimport CompiledHead, Take
-from streamlstm._network cimport Network
-from streamlstm._threads cimport Threads
+"""Micro-batches of readings through head and network; see head_steps.pyx."""
+from streamlstm.core.head cimport CompiledHead, Take
+from streamlstm.core.network cimport Network
+from streamlstm.core.threads cimport Threads
 
 
 cdef class HeadSteps:

@@ -1,5 +1,5 @@
-"""A network run by several threads; see _threads.pyx."""
-from streamlstm._network cimport Network, Plan
+"""A network run by several threads; see threads.pyx."""
+from streamlstm.core.network cimport Network, Plan
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:

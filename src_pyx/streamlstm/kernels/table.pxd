@@ -1,6 +1,6 @@
-"""The fused float32 kernels, and what a layer is to any kernel; see simd/kernel.h."""
+"""The fused float32 kernels, and what a layer is to any kernel; see kernel.h."""
 
-cdef extern from "simd/kernel.h":
+cdef extern from "kernel.h":
     # Kinds; functions, in the order of layers.FUNCTIONS; couplings.
     enum:
         LSTM, GRU, DENSE, ACTIVATION, EMBEDDING

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from streamlstm._cells_fused import available
 from streamlstm.errors import EngineError
+from streamlstm.kernels.table import available
 
 VARIABLE = "STREAMLSTM_KERNEL"
 FUSED = ("avx512", "avx2", "portable")  # widest first

@@ -1,7 +1,7 @@
-"""Cell equations by BLAS; see _cells_blas.pyx."""
+"""Cell equations by BLAS; see blas.pyx."""
 from cython cimport floating
 
-from streamlstm._cells_fused cimport Layer
+from streamlstm.kernels.table cimport Layer
 
 
 cdef void recurrent_layer(

@@ -8,8 +8,8 @@ from cython cimport floating
 from libc.math cimport exp, expf, sqrt, tanh, tanhf
 from libc.string cimport memcpy
 
-from streamlstm._blas cimport gemm, gemv
-from streamlstm._cells_fused cimport (
+from streamlstm.kernels.products cimport gemm, gemv
+from streamlstm.kernels.table cimport (
     COUPLED_F, COUPLED_I, GRU, HARD_SIGMOID, HARD_SIGMOID6, LINEAR, NORM_EPSILON, RELU,
     SATURATION, SIGMOID, SOFTMAX, TANH,
 )

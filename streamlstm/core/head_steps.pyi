@@ -1,4 +1,4 @@
-from streamlstm._head import CompiledHead
+from streamlstm.core.head import CompiledHead
 
 class HeadSteps:
     compiled: CompiledHead

@@ -14,13 +14,13 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from streamlstm._cells_blas cimport activate, dense_layer, recurrent_layer
-from streamlstm._cells_fused cimport (
+from streamlstm.kernels.blas cimport activate, dense_layer, recurrent_layer
+from streamlstm.kernels.table cimport (
     ACTIVATION, DENSE, EMBEDDING, GRU, LSTM, SATURATION, Layer, find_kernel, float_mode,
     flush_denormals, restore_float_mode,
 )
 
-from streamlstm._cells_fused import aligned, pack
+from streamlstm.kernels.table import aligned, pack
 from streamlstm.layers import FUNCTIONS
 
 # A block's work area stays within the second-level cache's neighbourhood.

@@ -1,7 +1,7 @@
 """The fused float32 kernels: which there are, and the packing of weights for them.
 
-simd/kernel.h says what a kernel is and how its weights lie; simd/fused.h is their one
-source, built once per target by simd/avx512.c, avx2.c and portable.c.
+kernel.h says what a kernel is and how its weights lie; fused.h is their one
+source, built once per target by avx512.c, avx2.c and portable.c.
 """
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Readings in, forecasts and scores out, around the steps of a network; see _head.pyx."""
+"""Readings in, forecasts and scores out, around the steps of a network; see head.pyx."""
 from cython cimport floating
 
 # Numbers of a session's state that the head keeps; then come the network's last outputs

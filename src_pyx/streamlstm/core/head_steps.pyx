@@ -7,13 +7,13 @@ a step left. The caller holds the engine's lock and has checked everything.
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from streamlstm._head cimport (
+from streamlstm.core.head cimport (
     LATE_REJECT, REJECT, CompiledHead, Plan, Take, absorb, ahead, answer, begin, feed,
     imagine, in_units,
 )
-from streamlstm._head cimport first_refused as refused_at
-from streamlstm._network cimport Network
-from streamlstm._threads cimport Threads
+from streamlstm.core.head cimport first_refused as refused_at
+from streamlstm.core.network cimport Network
+from streamlstm.core.threads cimport Threads
 
 
 cdef class HeadSteps:

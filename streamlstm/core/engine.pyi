@@ -3,9 +3,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm._arena import Arena
-from streamlstm._head import CompiledHead
-from streamlstm._network import Network
+from streamlstm.core.arena import Arena
+from streamlstm.core.head import CompiledHead
+from streamlstm.core.network import Network
 from streamlstm.engine import Engine
 from streamlstm.errors import InputError
 

@@ -4,13 +4,13 @@ Each thread takes a contiguous share of the streams, and another when it is done
 none is left; the caller does too, so a helper that wakes late costs nothing. Helpers wait
 on a condition variable between jobs (no spinning), join a job while it is open, and the
 last one done wakes the caller. A stream's bits do not depend on the share it falls into
-(simd/kernel.h), so neither on the number of threads. Batches too small to pay for the
+(kernels/kernel.h), so neither on the number of threads. Batches too small to pay for the
 waking run in the caller alone.
 """
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport getpid
 
-from streamlstm._network cimport Network, forward
+from streamlstm.core.network cimport Network, forward
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:

@@ -1,4 +1,4 @@
-"""State rows; see _arena.pyx."""
+"""State rows; see arena.pyx."""
 from libc.stdint cimport int64_t, uint32_t
 
 
