@@ -122,9 +122,9 @@ def recovery(model: Path, folder: Path, batch: int) -> float:
     epochs = np.array([epoch for _, epoch in opened], "<u4").tobytes()
     for _ in range(-(-JOURNALED // batch)):
         if batch == 1:
-            server.ask("step", *opened[0], None, None, None, X)
+            server.ask("step", *opened[0], None, None, X)
         else:
-            server.ask("steps", handles, epochs, None, None, None, X)
+            server.ask("steps", handles, epochs, None, None, X)
     server.store.close()  # as a kill does: no checkpoint
     again = Direct(model, folder)
     again.store.close()

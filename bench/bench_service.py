@@ -123,7 +123,7 @@ def pair(model: Path, transport: str, folder: Path, *options: str) -> Iterator[P
         sock.linger = 0
         sock.connect(echo_address)
         x = np.linspace(-1, 1, INPUTS, dtype=np.float32)
-        fields = (session._core.handle, session.epoch, 10_000, None, None, x.tobytes())
+        fields = (session._core.handle, session.epoch, 10_000, None, x.tobytes())
         yield Pair(session, sock, wire.Encoder().request("step", 10_000, fields), x)
 
 
@@ -202,7 +202,7 @@ class Events:
             self._handles.append(decode(sock.recv())[3:5])
 
     def take(self, count: int) -> list[bytes]:
-        fields = [(handle, epoch, None, None, None, self._x) for handle, epoch in self._handles]
+        fields = [(handle, epoch, None, None, self._x) for handle, epoch in self._handles]
         return [self._encoder.request("step", i, fields[i % len(fields)]) for i in range(count)]
 
 

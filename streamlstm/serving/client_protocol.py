@@ -403,11 +403,11 @@ class ClientProtocol:
         if deadline is not None:
             deadline += self._clock_offset_s
         if group is not None:
-            return group.handles, group.epochs, call.seq.tobytes(), None, deadline, call.payload
+            return group.handles, group.epochs, call.seq.tobytes(), deadline, call.payload
         if session is None:
             return call.args
         if op in ("step", "run"):
-            return session.handle, session.epoch, call.seq, None, deadline, call.payload
+            return session.handle, session.epoch, call.seq, deadline, call.payload
         if op == "close" or op in LOOKS:
             return session.handle, session.epoch, *call.args
         return session.handle, session.epoch, call.last, *call.args

@@ -479,7 +479,7 @@ class ServerProtocol:
         """A step's input as bytes, or None when it was a repeat and is answered."""
         sessions, slot = request.sessions, request.slot
         assert sessions is not None
-        _, epoch, seq, _, deadline, x = request.fields
+        _, epoch, seq, deadline, x = request.fields
         table = sessions.table
         table.check_owner(slot, epoch, request.peer)
         if type(x) is not bytes or len(x) != sessions.event_size:
@@ -584,7 +584,7 @@ class ServerProtocol:
         bulk: _Bulk = request.bulk
         sessions, slots = bulk.sessions, bulk.slots
         table = sessions.table
-        _, _, seqs_given, _, deadline, payload = request.fields
+        _, _, seqs_given, deadline, payload = request.fields
         X = wire.matrix(payload, sessions.dtype, sessions.inputs)
         if len(X) != len(slots):
             raise ShapeError(f"steps for {len(slots)} sessions needs as many events, got {len(X)}")
@@ -621,7 +621,7 @@ class ServerProtocol:
     def _run(self, request: Request) -> bytes:
         sessions, slot = request.sessions, request.slot
         assert sessions is not None
-        _, _, first, _, deadline, payload = request.fields
+        _, _, first, deadline, payload = request.fields
         X = wire.matrix(payload, sessions.dtype, sessions.inputs)
         if len(X) > sessions.run_rows:
             raise ShapeError(

@@ -98,7 +98,7 @@ def _is_seq(value: object) -> bool:
     return value is None or (type(value) is int and 0 <= value < 1 << 63)
 
 
-def _is_time(value: object) -> bool:
+def _is_deadline(value: object) -> bool:
     return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
 
 
@@ -122,8 +122,11 @@ _RESUME: Final[_Check] = ("resume", lambda value: type(value) is bool, "true or 
 _HANDLE: Final[_Check] = ("handle", _is_handle, "an unsigned 64-bit integer")
 _EPOCH: Final[_Check] = ("epoch", _is_epoch, "an unsigned 32-bit integer")
 _SEQ: Final[_Check] = ("seq", _is_seq, "an integer of 0 or more, or nil")
-_TIME: Final[_Check] = ("time", _is_time, "a finite number of seconds, or nil")
-_DEADLINE: Final[_Check] = ("deadline", _is_time, "finite seconds of the server's clock, or nil")
+_DEADLINE: Final[_Check] = (
+    "deadline",
+    _is_deadline,
+    "finite seconds of the server's clock, or nil",
+)
 _OLD_EPOCH: Final[_Check] = (
     "epoch",
     lambda value: value is None or _is_epoch(value),
@@ -152,9 +155,9 @@ REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
     "hello": (_INFO,),
     "open": (_NAME, _MODEL, _RESUME, _OLD_EPOCH, _TOKEN),
     "fork": (_HANDLE, _EPOCH, _SEQ, _NAME, _TOKEN),
-    "step": (_HANDLE, _EPOCH, _SEQ, _TIME, _DEADLINE, _PAYLOAD),
-    "steps": (*_VECTORS, _TIME, _DEADLINE, _PAYLOAD),
-    "run": (_HANDLE, _EPOCH, _SEQ, _TIME, _DEADLINE, _PAYLOAD),
+    "step": (_HANDLE, _EPOCH, _SEQ, _DEADLINE, _PAYLOAD),
+    "steps": (*_VECTORS, _DEADLINE, _PAYLOAD),
+    "run": (_HANDLE, _EPOCH, _SEQ, _DEADLINE, _PAYLOAD),
     "reset": (_HANDLE, _EPOCH, _SEQ),
     "state": (_HANDLE, _EPOCH),
     "forecast": (_HANDLE, _EPOCH, _STEPS),
@@ -185,15 +188,15 @@ REPLY_VALUES: Final = {
 
 def _is_plain_step(fields: tuple[Any, ...]) -> bool:
     """Whether fields are good for step, said at once for its usual form."""
-    if len(fields) != 6:
+    if len(fields) != 5:
         return False
-    handle, epoch, seq, time, deadline, x = fields
+    handle, epoch, seq, deadline, x = fields
     return (
         type(handle) is type(epoch) is type(seq) is int
         and 0 <= handle < 1 << 64
         and 0 <= epoch < 1 << 32
         and 0 <= seq < 1 << 63
-        and time is deadline is None
+        and deadline is None
         and type(x) is bytes
     )
 
@@ -291,7 +294,7 @@ class Decoder:
             use_list=False,
             list_hook=self._count_array,
             max_buffer_size=limits.frame_bytes,
-            max_array_len=9,
+            max_array_len=8,
             max_map_len=0,
             max_ext_len=0,
             max_str_len=limits.str_bytes,

@@ -104,8 +104,8 @@ class Load:
     def __post_init__(self) -> None:
         # A message is these around its id, so that none needs to be packed.
         head = msgpack.packb([1, "step"])
-        self._head = b"\x99" + head[1:] + b"\xce"
-        fields = [msgpack.packb(item) for item in (self.handle, self.epoch, None, None, None)]
+        self._head = b"\x98" + head[1:] + b"\xce"
+        fields = [msgpack.packb(item) for item in (self.handle, self.epoch, None, None)]
         self._tails = [b"".join([*fields, msgpack.packb(x.tobytes())]) for x in events()]
 
     @property

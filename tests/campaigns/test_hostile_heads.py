@@ -31,7 +31,7 @@ def test_hostile_messages(strict: bool) -> None:
     )
     victim = talk.open("victim", peer=b"V")
     x = holed()[:5]
-    talk.ask("run", 0, *victim, None, None, None, x[~np.isnan(x).any(axis=1)].tobytes(), peer=b"V")
+    talk.ask("run", 0, *victim, None, None, x[~np.isnan(x).any(axis=1)].tobytes(), peer=b"V")
     before = talk.ask("state", 0, *victim, peer=b"V")
     own = [talk.open(f"own{k}", peer=b"H") for k in range(3)]
     hostile = Hostile(random.Random(7), 2, "victim", victim, own, before[3], number="d")

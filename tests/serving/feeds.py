@@ -122,7 +122,7 @@ class Feeds:
     def _step(self, feed: Feed, number: int) -> None:
         x = self.x(number)
         answer = feed.twin.step(x[0]).tobytes()
-        self.change(feed, "step", None, None, x.tobytes(), answer=answer)
+        self.change(feed, "step", None, x.tobytes(), answer=answer)
 
     def _pipeline(self, feed: Feed, number: int) -> None:
         """Several messages on their way at once."""
@@ -130,14 +130,14 @@ class Feeds:
             x = self.x(count)
             seq = feed.twin.seq + 1
             feed.twin.step(x[0])
-            self.talk.send("step", 0, *feed.at, seq, None, None, x.tobytes(), peer=feed.peer)
+            self.talk.send("step", 0, *feed.at, seq, None, x.tobytes(), peer=feed.peer)
         replies = [r for _, r in self.talk.settle()]
         assert [r[0] for r in replies] == ["ok"] * number
 
     def _run(self, feed: Feed, number: int) -> None:
         X = self.x(number, number + 1)
         answer = feed.twin.run(X).tobytes()
-        self.change(feed, "run", None, None, X.tobytes(), answer=answer, rows=len(X))
+        self.change(feed, "run", None, X.tobytes(), answer=answer, rows=len(X))
         feed.after_run = feed.twin.seq
 
     def _reset(self, feed: Feed, _: int) -> None:
@@ -155,7 +155,7 @@ class Feeds:
         X = self.x(number, len(feeds))
         firsts = {f.name: f.twin.seq + 1 for f in feeds}
         answer = b"".join(f.twin.step(x).tobytes() for f, x in zip(feeds, X, strict=True))
-        change = Change("steps", (None, None, X.tobytes()), firsts, firsts, answer)
+        change = Change("steps", (None, X.tobytes()), firsts, firsts, answer)
         self.check(change, feed.peer)
         for f in feeds:
             self.log[f.name].append(change)
@@ -184,22 +184,22 @@ class Feeds:
         """The last number with an input that it never had."""
         if feed.twin.seq > feed.after_run:
             x = self.x(100 + number).tobytes()
-            assert self.refusal(feed, "step", feed.twin.seq, None, None, x) == "SEQUENCE"
+            assert self.refusal(feed, "step", feed.twin.seq, None, x) == "SEQUENCE"
 
     def _gap(self, feed: Feed, number: int) -> None:
         seq, x = feed.twin.seq + 2 + number, self.x(number)
-        assert self.refusal(feed, "step", seq, None, None, x.tobytes()) == "SEQUENCE"
-        assert self.refusal(feed, "run", seq, None, None, x.tobytes()) == "SEQUENCE"
+        assert self.refusal(feed, "step", seq, None, x.tobytes()) == "SEQUENCE"
+        assert self.refusal(feed, "run", seq, None, x.tobytes()) == "SEQUENCE"
         assert self.refusal(feed, "reset", seq) == "SEQUENCE"
 
     def _nan(self, feed: Feed, number: int) -> None:
         seq, x = feed.twin.seq + 1, self.x(float("nan")).tobytes()
         op = ("step", "run")[number % 2]
-        assert self.refusal(feed, op, seq, None, None, x) == "NON_FINITE"
+        assert self.refusal(feed, op, seq, None, x) == "NON_FINITE"
 
     def _late(self, feed: Feed, number: int) -> None:
         past, x = self.talk.now - 1, self.x(number).tobytes()
-        assert self.refusal(feed, "step", feed.twin.seq + 1, None, past, x) == "DEADLINE"
+        assert self.refusal(feed, "step", feed.twin.seq + 1, past, x) == "DEADLINE"
 
     def _attach(self, feed: Feed, number: int) -> None:
         """The connection was lost; a new one, or the same, goes on."""
@@ -215,7 +215,7 @@ class Feeds:
             )
         assert feed.at[1] != old[1]
         x = self.x(number).tobytes()
-        late = self.talk.code("step", 0, *old, feed.twin.seq + 1, None, None, x, peer=feed.peer)
+        late = self.talk.code("step", 0, *old, feed.twin.seq + 1, None, x, peer=feed.peer)
         assert late in ("FENCED", "SESSION_UNKNOWN")
 
     def _wait(self, _: Feed, number: int) -> None:

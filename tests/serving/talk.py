@@ -25,12 +25,12 @@ def pack(*items: Any) -> bytes:
 
 def event(at: At, seq: int | None, *x: float, deadline: float | None = None) -> tuple[Any, ...]:
     """A step; one number stands for both inputs."""
-    return "step", 0, *at, seq, None, deadline, floats(*(x * 2 if len(x) == 1 else x))
+    return "step", 0, *at, seq, deadline, floats(*(x * 2 if len(x) == 1 else x))
 
 
 def run(at: At, seq: int | None, *xs: float, deadline: float | None = None) -> tuple[Any, ...]:
     """A run of events, each the same number twice."""
-    return "run", 0, *at, seq, None, deadline, floats(*np.repeat(xs, 2))
+    return "run", 0, *at, seq, deadline, floats(*np.repeat(xs, 2))
 
 
 def bulk(
@@ -43,7 +43,7 @@ def bulk(
     packed = None if seqs is None else np.array(seqs, "<i8").tobytes()
     return (
         "steps", 0, np.array(handles, "<u8").tobytes(), np.array(epochs, "<u4").tobytes(), packed,
-        None, deadline, X.tobytes(),
+        deadline, X.tobytes(),
     )  # fmt: skip
 
 

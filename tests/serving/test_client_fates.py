@@ -55,7 +55,7 @@ class Puppet:
             "open": [5, 1, 0, "fold", ""],
             "step": [fields[2] if len(fields) > 2 else 0, Y],
             "steps": [fields[2], Y + Y] if op == "steps" else [],
-            "run": [fields[2] + len(fields[5]) // 4 - 1, fields[5]] if op == "run" else [],
+            "run": [fields[2] + len(fields[4]) // 4 - 1, fields[4]] if op == "run" else [],
             "close": [0],
             "stats": [{}],
         }[op]

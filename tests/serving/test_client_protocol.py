@@ -148,7 +148,7 @@ class FoldServer:
         return values
 
     def _events(self, peer: int, message: list[Any], *fields: Any) -> list[Any]:
-        handle, epoch, seq, _, deadline, payload = fields
+        handle, epoch, seq, deadline, payload = fields
         fold = self._owned(peer, handle, epoch)
         self._refuse_some()
 
@@ -171,7 +171,7 @@ class FoldServer:
     _step = _run = _events
 
     def _steps(self, peer: int, _message: list[Any], *fields: Any) -> list[Any]:
-        handles, epochs, seqs, _, _, payload = fields
+        handles, epochs, seqs, _, payload = fields
         xs = np.frombuffer(payload, np.float32).tolist()
         folds = [
             self._owned(peer, int(h), int(e))
@@ -747,7 +747,7 @@ def test_an_answer_that_is_gone(wire: Wire) -> None:
 def test_deadlines_are_of_the_servers_clock(wire: Wire) -> None:
     a = wire.open()
     wire.wait(wire.step(a, 1, 0.5))
-    assert wire.server.seen[-1][7] == wire.server.clock_s + 0.5
+    assert wire.server.seen[-1][6] == wire.server.clock_s + 0.5
     late = wire.step(a, 2, 0.5)
     wire.lose()
     with pytest.raises(errors.DeadlineError):
@@ -758,7 +758,7 @@ def test_deadlines_are_of_the_servers_clock(wire: Wire) -> None:
     wire.server.clock_s = 20.0  # another machine's
     wire.wait(wire.client.run(a, [[1], [2], [3], [4]], 0.5, now=wire.now))
     assert wire.server.folds["a"].applied == [1, 3, 1, 2, 3, 4]
-    assert wire.server.seen[-1][7] == 20.5
+    assert wire.server.seen[-1][6] == 20.5
 
 
 def test_quarantine(wire: Wire) -> None:

@@ -37,7 +37,7 @@ def test_a_repeat_is_answered_again_and_not_done(talk: Talk) -> None:
     first = talk.ask(*event(a, 1, 8))
     talk.done(*event(a, 2, 8))
     assert talk.ask(*event(a, 1, 8)) == first
-    assert talk.done("step", 0, *a, 1, None, None, [8, 8.0]) == [1, [8, 8]]  # as a list, too
+    assert talk.done("step", 0, *a, 1, None, [8, 8.0]) == [1, [8, 8]]  # as a list, too
     assert talk.engines[0].batches == [1, 1]
     assert talk.done(*event(a, 3, 0)) == [3, [6, 6]]
 
@@ -100,9 +100,9 @@ def test_wide_outputs_have_a_shorter_ring(inputs: int, window: int) -> None:
     assert talk.ask("hello", 1, {})[2]["models"][0]["window"] == window
     a = talk.open("a")
     for seq in range(1, window + 2):
-        talk.done("step", 0, *a, seq, None, None, floats(*[seq] * inputs))
-    assert talk.code("step", 0, *a, 1, None, None, floats(*[1] * inputs)) == "ANSWER_GONE"
-    assert talk.ask("step", 0, *a, 2, None, None, floats(*[2] * inputs))[2] == 2
+        talk.done("step", 0, *a, seq, None, floats(*[seq] * inputs))
+    assert talk.code("step", 0, *a, 1, None, floats(*[1] * inputs)) == "ANSWER_GONE"
+    assert talk.ask("step", 0, *a, 2, None, floats(*[2] * inputs))[2] == 2
 
 
 def test_without_seq_nothing_is_recognised(talk: Talk) -> None:
@@ -190,7 +190,7 @@ def test_a_bulk_is_repeated_whole(talk: Talk) -> None:
     assert talk.ask(*message) == first
     talk.done(*event(ats[0], 2, 5))  # one of them went on since
     assert talk.ask(*message) == first
-    lists = [[at[0] for at in ats], [at[1] for at in ats], [1, 2, 1], None, None]
+    lists = [[at[0] for at in ats], [at[1] for at in ats], [1, 2, 1], None]
     assert talk.ask("steps", 0, *lists, [[n, n] for n in (1, 2, 3)]) == first
     assert talk.engines[0].seqs == [2, 2, 1]
 

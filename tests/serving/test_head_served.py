@@ -67,7 +67,7 @@ def disk() -> Iterator[sqlite3.Connection]:
 
 
 def step(at: At, seq: int | None, x: Any) -> tuple[Any, ...]:
-    return "step", 0, *at, seq, None, None, np.array(x, "<f8").tobytes()
+    return "step", 0, *at, seq, None, np.array(x, "<f8").tobytes()
 
 
 def answer(talk: Talk, *items: Any) -> tuple[Any, ...]:
@@ -297,7 +297,7 @@ def test_steps_and_runs_are_refused_whole(
 
     def steps(rows: Any) -> tuple[Any, ...]:
         seqs = tuple(twin.seq + 1 for twin in twins)
-        return "steps", 0, handles, epochs, seqs, None, None, np.array(rows, "<f8").tobytes()
+        return "steps", 0, handles, epochs, seqs, None, np.array(rows, "<f8").tobytes()
 
     good, later = [[1e9, 100.0], [1e9, 101.0]], [[2e9, 100.0], [2e9, 101.0]]
     assert answer(talk, *steps(good))[0] == "ok"
@@ -307,7 +307,7 @@ def test_steps_and_runs_are_refused_whole(
     assert (status, code) == ("error", "INPUT")
     assert "reading 1" in sentence
     for rows in ([later[0], later[0]], [later[0], [3e9, NAN]]):
-        message = "run", 0, *ats[0], 2, None, None, np.array(rows, "<f8").tobytes()
+        message = "run", 0, *ats[0], 2, None, np.array(rows, "<f8").tobytes()
         assert answer(talk, *message) == asked_run(twins[0], rows)
     assert talk.ask("state", 0, *ats[1])[2] == 1
     assert answer(talk, *steps(later))[0] == "ok"
@@ -541,9 +541,9 @@ def test_each_refused_reading_counts_once(alone: bool) -> None:
     assert sessions.readings()["refused"] == 3
     handles, epochs = zip(a, b, strict=True)
     rows = np.array([good, bad], "<f8").tobytes()
-    assert talk.code("steps", 0, handles, epochs, None, None, None, rows) == "NON_FINITE"
+    assert talk.code("steps", 0, handles, epochs, None, None, rows) == "NON_FINITE"
     assert sessions.readings()["refused"] == 4
-    assert talk.code("run", 0, *a, 1, None, None, rows) == "NON_FINITE"
+    assert talk.code("run", 0, *a, 1, None, rows) == "NON_FINITE"
     assert sessions.readings()["refused"] == 5
 
 

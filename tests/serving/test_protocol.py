@@ -22,18 +22,18 @@ def events(replies: list[tuple[bytes, list[Any]]]) -> list[Any]:
 def test_a_session_from_open_to_close() -> None:
     talk = Talk()
     a = talk.open("pump")
-    assert talk.ask("step", 1, *a, 1, 12.5, None, floats(4, 8)) == ["ok", 1, 1, floats(4, 8)]
-    assert talk.ask("step", 2, *a, None, None, None, [1, 1.0]) == ["ok", 2, 2, floats(3, 5)]
+    assert talk.ask("step", 1, *a, 1, None, floats(4, 8)) == ["ok", 1, 1, floats(4, 8)]
+    assert talk.ask("step", 2, *a, None, None, [1, 1.0]) == ["ok", 2, 2, floats(3, 5)]
     status, _, seq, blob = talk.ask("state", 3, *a)
     assert (status, seq) == ("ok", 2)
-    status, _, seq, Y = talk.ask("run", 4, *a, 3, None, None, [[2, 2], [0, 0]])
+    status, _, seq, Y = talk.ask("run", 4, *a, 3, None, [[2, 2], [0, 0]])
     assert (status, seq, Y) == ("ok", 4, floats(3.5, 4.5, 1.75, 2.25))
     assert talk.ask("restore", 5, *a, 5, blob) == ["ok", 5, 5]
-    assert talk.ask("step", 6, *a, 6, None, None, [0, 0])[3] == floats(1.5, 2.5)
+    assert talk.ask("step", 6, *a, 6, None, [0, 0])[3] == floats(1.5, 2.5)
     assert talk.ask("reset", 7, *a, None) == ["ok", 7, 7]
-    assert talk.ask("step", 8, *a, 8, None, None, [1, 2])[3] == floats(1, 2)
+    assert talk.ask("step", 8, *a, 8, None, [1, 2])[3] == floats(1, 2)
     assert talk.ask("close", 9, *a) == ["ok", 9, 8]
-    assert talk.code("step", 10, *a, 9, None, None, [1, 2]) == "SESSION_CLOSED"
+    assert talk.code("step", 10, *a, 9, None, [1, 2]) == "SESSION_CLOSED"
     assert len(talk.engines[0]) == 0
 
 
@@ -41,7 +41,7 @@ def test_what_arrived_together_is_one_batch() -> None:
     talk = Talk()
     sessions = [talk.open(f"s{i}", peer=bytes([i])) for i in range(5)]
     for i, (handle, epoch) in enumerate(sessions):
-        talk.send("step", i, handle, epoch, 1, None, None, [i, i], peer=bytes([i]))
+        talk.send("step", i, handle, epoch, 1, None, [i, i], peer=bytes([i]))
     assert [(to, r[3]) for to, r in talk.step()] == [(bytes([i]), floats(i, i)) for i in range(5)]
     assert talk.engines[0].batches == [5]
 
@@ -50,10 +50,10 @@ def test_one_event_of_a_session_in_a_batch() -> None:
     talk = Talk()
     a, b = talk.open("a"), talk.open("b")
     for i in range(3):
-        talk.send("step", f"a{i}", *a, i + 1, None, None, [1, 1])
-    talk.send("step", "b0", *b, 1, None, None, [1, 1])
+        talk.send("step", f"a{i}", *a, i + 1, None, [1, 1])
+    talk.send("step", "b0", *b, 1, None, [1, 1])
     assert events(talk.step()) == ["a0", "b0"]
-    talk.send("step", "b1", *b, 2, None, None, [1, 1])  # joins what waits
+    talk.send("step", "b1", *b, 2, None, [1, 1])  # joins what waits
     assert events(talk.step()) == ["a1", "b1"]
     assert events(talk.step()) == ["a2"]
     assert talk.protocol.pending == 0
@@ -62,13 +62,13 @@ def test_one_event_of_a_session_in_a_batch() -> None:
 def test_other_operations_keep_their_place() -> None:
     talk = Talk()
     a = talk.open("a")
-    talk.send("step", 1, *a, 1, None, None, [8, 8])
+    talk.send("step", 1, *a, 1, None, [8, 8])
     talk.send("reset", 2, *a, None)
-    talk.send("step", 3, *a, 3, None, None, [1, 1])
+    talk.send("step", 3, *a, 3, None, [1, 1])
     talk.send("state", 4, *a)
-    talk.send("run", 5, *a, 4, None, None, [[1, 1]])
+    talk.send("run", 5, *a, 4, None, [[1, 1]])
     talk.send("close", 6, *a)
-    talk.send("step", 7, *a, 5, None, None, [1, 1])
+    talk.send("step", 7, *a, 5, None, [1, 1])
     talk.send("open", 8, "a", None, False, None, None)
     replies = talk.settle()
     assert [(r[1], r[0]) for _, r in replies] == [
@@ -89,11 +89,11 @@ def test_other_operations_keep_their_place() -> None:
 def test_bulk_waits_for_its_sessions_only() -> None:
     talk = Talk()
     a, b, c = (talk.open(name) for name in "abc")
-    talk.send("step", "a1", *a, 1, None, None, [4, 4])
-    talk.send("step", "a2", *a, 2, None, None, [4, 4])
+    talk.send("step", "a1", *a, 1, None, [4, 4])
+    talk.send("step", "a2", *a, 2, None, [4, 4])
     talk.send(*bulk([a, b], [1, 2], [3, 1]))
-    talk.send("step", "b2", *b, 2, None, None, [0, 0])
-    talk.send("step", "c1", *c, 1, None, None, [0, 0])
+    talk.send("step", "b2", *b, 2, None, [0, 0])
+    talk.send("step", "c1", *c, 1, None, [0, 0])
     rounds = [events(talk.step()) for _ in range(4)]
     assert rounds == [["a1", "c1"], ["a2"], [0], ["b2"]]
 
@@ -101,12 +101,12 @@ def test_bulk_waits_for_its_sessions_only() -> None:
 def test_bulk_replies_with_seqs_and_outputs() -> None:
     talk = Talk()
     a, b = talk.open("a"), talk.open("b")
-    talk.ask("step", 1, *a, 1, None, None, [4, 4])
+    talk.ask("step", 1, *a, 1, None, [4, 4])
     status, _, seqs, Y = talk.ask(*bulk([b, a], [[1, 2], [3, 4]], [1, 2]))
     assert status == "ok"
     assert np.frombuffer(seqs, "<i8").tolist() == [1, 2]
     assert floats(1, 2, 5, 6) == Y
-    status, *_ = talk.ask("steps", 1, [a[0]], [a[1]], [3], None, None, [[1, 1]])  # plain lists
+    status, *_ = talk.ask("steps", 1, [a[0]], [a[1]], [3], None, [[1, 1]])  # plain lists
     assert status == "ok"
 
 
@@ -135,12 +135,12 @@ def test_a_wrong_seq_names_the_right_one() -> None:
     talk = Talk()
     a = talk.open("a")
     for seq in (0, 2, 99):
-        reply = talk.ask("step", 1, *a, seq, None, None, [1, 1])
+        reply = talk.ask("step", 1, *a, seq, None, [1, 1])
         assert (reply[2], reply[4]) == ("SEQUENCE", {"expected": 1})
         assert str(seq) in reply[3]
     reply = talk.ask(*bulk([a], [1], [5]))
     assert reply[4] == {"expected": 1, "index": 0}
-    assert talk.code("run", 1, *a, 2, None, None, [[1, 1]]) == "SEQUENCE"
+    assert talk.code("run", 1, *a, 2, None, [[1, 1]]) == "SEQUENCE"
     assert talk.engines[0].seqs == [0]
 
 
@@ -149,7 +149,7 @@ def test_only_the_sender_of_nan_is_refused() -> None:
     sessions = [talk.open(f"s{i}") for i in range(4)]
     bad = [floats(1, 1), floats(1, float("nan")), floats(1), [1, float("inf")]]
     for i, (handle, epoch) in enumerate(sessions):
-        talk.send("step", i, handle, epoch, 1, None, None, bad[i])
+        talk.send("step", i, handle, epoch, 1, None, bad[i])
     by_id = {r[1]: r for _, r in talk.settle()}
     assert by_id[0] == ["ok", 0, 1, floats(1, 1)]
     assert [by_id[i][2] for i in (1, 2, 3)] == ["NON_FINITE", "SHAPE", "NON_FINITE"]
@@ -161,26 +161,26 @@ def test_a_failing_engine_is_answered_and_reported() -> None:
     talk = Talk(report=lambda doing, error: faults.append((doing, error)))
     a, b = talk.open("a"), talk.open("b")
     talk.engines[0].fails = MemoryError("secret")
-    talk.send("step", 1, *a, 1, None, None, [1, 1])
-    talk.send("step", 2, *b, 1, None, None, [1, 1])
+    talk.send("step", 1, *a, 1, None, [1, 1])
+    talk.send("step", 2, *b, 1, None, [1, 1])
     replies = talk.settle()
     assert events(replies) == ["INTERNAL", "INTERNAL"]
     assert "secret" not in str(replies)
-    assert talk.code("step", 3, *a, 1, None, None, [1, 1]) == "INTERNAL"
+    assert talk.code("step", 3, *a, 1, None, [1, 1]) == "INTERNAL"
     assert talk.code(*bulk([a], [1])) == "INTERNAL"
     assert [doing for doing, _ in faults] == ["step", "step", "step", "steps"]
     talk.engines[0].fails = None
-    assert talk.ask("step", 4, *a, 1, None, None, [1, 1])[0] == "ok"
+    assert talk.ask("step", 4, *a, 1, None, [1, 1])[0] == "ok"
 
 
 def test_taking_over() -> None:
     talk = Talk()
     a = talk.open("a")
-    talk.ask("step", 1, *a, 1, None, None, [8, 8])
+    talk.ask("step", 1, *a, 1, None, [8, 8])
     assert talk.code("open", 2, "a", None, False, None, None, peer=b"B") == "SESSION_EXISTS"
-    talk.send("step", 3, *a, 2, None, None, [8, 8])
+    talk.send("step", 3, *a, 2, None, [8, 8])
     talk.send("open", 4, "a", None, True, None, None, peer=b"B")  # after the step that waits
-    talk.send("step", 5, *a, 3, None, None, [8, 8])
+    talk.send("step", 5, *a, 3, None, [8, 8])
     replies = talk.settle()
     assert [(to, r[0]) for to, r in replies] == [
         (b"A", "ok"),
@@ -192,9 +192,9 @@ def test_taking_over() -> None:
     assert (handle, epoch, seq, model) == (a[0], a[1] + 1, 2, ["fold", "fold-2"])
     assert replies[1][1] == ["notice", None, "fenced", [["a", a[0], a[1], 2]]]
     assert replies[3][1][2] == "FENCED"
-    assert talk.code("step", 6, *a, 3, None, None, [8, 8]) == "FENCED"
-    assert talk.code("step", 6, handle, epoch, 3, None, None, [8, 8]) == "FENCED"  # B's, sent by A
-    assert talk.ask("step", 7, handle, epoch, 3, None, None, [0, 0], peer=b"B")[3] == floats(6, 6)
+    assert talk.code("step", 6, *a, 3, None, [8, 8]) == "FENCED"
+    assert talk.code("step", 6, handle, epoch, 3, None, [8, 8]) == "FENCED"  # B's, sent by A
+    assert talk.ask("step", 7, handle, epoch, 3, None, [0, 0], peer=b"B")[3] == floats(6, 6)
     talk.send("open", 8, "a", None, True, None, None)  # and back
     told, taken = talk.settle()
     assert (told[0], told[1][2], taken[0]) == (b"B", "fenced", b"A")
@@ -210,11 +210,11 @@ def test_resume_opens_what_is_not_there() -> None:
 def test_nobody_steps_a_foreign_session() -> None:
     talk = Talk()
     handle, epoch = talk.open("a")
-    for op in (["step", 1, handle, epoch, None, None, None, [1, 1]], ["close", 1, handle, epoch]):
+    for op in (["step", 1, handle, epoch, None, None, [1, 1]], ["close", 1, handle, epoch]):
         assert talk.code(*op, peer=b"B") == "FENCED"
     for row, at in ((handle, epoch + 1), (handle, 0), (5, 1), (2**32 - 1, 1)):
-        assert talk.code("step", 1, row, at, None, None, None, [1, 1]) == "SESSION_UNKNOWN"
-    assert talk.code("step", 1, 1 << 32, 1, None, None, None, [1, 1]) == "PROTOCOL"
+        assert talk.code("step", 1, row, at, None, None, [1, 1]) == "SESSION_UNKNOWN"
+    assert talk.code("step", 1, 1 << 32, 1, None, None, [1, 1]) == "PROTOCOL"
 
 
 def test_models_are_found_by_name() -> None:
@@ -222,8 +222,8 @@ def test_models_are_found_by_name() -> None:
     assert talk.code("open", 1, "a", None, False, None, None) == "MODEL"
     assert talk.code("open", 1, "a", "nope", False, None, None) == "MODEL"
     a, b = talk.open("a", model="fold"), talk.open("a", model="other")
-    talk.send("step", 1, *a, 1, None, None, [1, 1])
-    talk.send("step", 2, *b, 1, None, None, [1, 1, 1])
+    talk.send("step", 1, *a, 1, None, [1, 1])
+    talk.send("step", 2, *b, 1, None, [1, 1, 1])
     assert events(talk.step()) == [1, 2]
     with pytest.raises(ModelError, match="different names"):
         ServerProtocol([Engine(), Engine()], State.from_bytes)
@@ -248,24 +248,24 @@ def test_eviction() -> None:
     talk = Talk(ttl_s=10)
     a, b = talk.open("a"), talk.open("b")
     talk.serve_until(6.0)
-    talk.ask("step", 1, *b, 1, None, None, [1, 1])
+    talk.ask("step", 1, *b, 1, None, [1, 1])
     talk.serve_until(11.0)
     talk.protocol.tick()
     assert talk.step() == [(b"A", ["notice", None, "evicted", [["a", a[0], a[1], 0]]])]
-    assert talk.code("step", 2, *a, 1, None, None, [1, 1]) == "EVICTED"
+    assert talk.code("step", 2, *a, 1, None, [1, 1]) == "EVICTED"
     assert talk.code(*bulk([b, a], [1, 1])) == "EVICTED"
     assert "a" not in talk.engines[0].live
     assert talk.protocol.evicted == talk.protocol.stats(0)["models"]["fold"]["evicted"] == 1
     new = talk.open("a")
     assert new != a
-    assert talk.ask("step", 3, *new, 1, None, None, [1, 1])[0] == "ok"
+    assert talk.ask("step", 3, *new, 1, None, [1, 1])[0] == "ok"
 
 
 def test_what_waits_is_not_evicted() -> None:
     talk = Talk(ttl_s=10)
     a = talk.open("a")
     talk.serve_until(100.0)
-    talk.send("step", 1, *a, 1, None, None, [1, 1])
+    talk.send("step", 1, *a, 1, None, [1, 1])
     talk.protocol.tick()
     assert events(talk.settle()) == [1]
     talk.serve_until(200.0)
@@ -281,13 +281,13 @@ def test_standing_still_makes_nobody_idle(jump_s: float) -> None:
     a = talk.open("a")
     talk.open("b")
     talk.serve_until(4.6)
-    talk.ask("step", 1, *a, 1, None, None, [1, 1])
+    talk.ask("step", 1, *a, 1, None, [1, 1])
     talk.now += jump_s
     talk.step()
     talk.protocol.tick()
     # Half a second of the jump counts, which is too much for b: it was last heard at 0.
     assert [r[3][0][0] for _, r in talk.step()] == (["b"] if jump_s > 0 else [])
-    assert talk.ask("step", 2, *a, 2, None, None, [1, 1])[0] == "ok"
+    assert talk.ask("step", 2, *a, 2, None, [1, 1])[0] == "ok"
     talk.serve_until(talk.now + 5.1)
     talk.protocol.tick()
     assert "a" in [r[3][k][0] for _, r in talk.step() for k in range(len(r[3]))]
@@ -297,25 +297,25 @@ def test_busy() -> None:
     talk = Talk(queue=QueueLimits(peer_messages=3))
     a, b = talk.open("a"), talk.open("b", peer=b"B")
     for i in range(5):
-        talk.send("step", i, *a, i + 1, None, None, [1, 1])
-    talk.send("step", 0, *b, 1, None, None, [1, 1], peer=b"B")
+        talk.send("step", i, *a, i + 1, None, [1, 1])
+    talk.send("step", 0, *b, 1, None, [1, 1], peer=b"B")
     assert talk.protocol.pending == 4
     got = talk.settle()
     assert [events([r])[0] for r in got if r[0] == b"A"] == ["BUSY", "BUSY", 0, 1, 2]
     assert [events([r])[0] for r in got if r[0] == b"B"] == [0]
     assert talk.engines[0].seqs == [3, 1]
-    assert talk.ask("step", 9, *a, 4, None, None, [1, 1])[0] == "ok"
+    assert talk.ask("step", 9, *a, 4, None, [1, 1])[0] == "ok"
 
 
 def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
     talk = Talk()
     a, b = talk.open("a"), talk.open("b", peer=b"B")
     for i in range(3):
-        talk.send("step", i, *a, i + 1, None, None, [1, 1])
-    talk.send("step", "b", *b, 1, None, None, [1, 1], peer=b"B")
+        talk.send("step", i, *a, i + 1, None, [1, 1])
+    talk.send("step", "b", *b, 1, None, [1, 1], peer=b"B")
     assert events(talk.step()) == [0, "b"]
     talk.protocol.cut(b"A")
-    talk.send("step", 3, *a, 2, None, None, [1, 1])
+    talk.send("step", 3, *a, 2, None, [1, 1])
     talk.protocol.receive(b"A", [b"hostile"])
     assert talk.protocol.pending == 0
     assert talk.settle() == []
@@ -324,7 +324,7 @@ def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
     assert stats["undeliverable"] == 0  # counted by whoever sends
     assert talk.engines[0].seqs == [1, 1]
     talk.protocol.mend(b"A")
-    assert talk.ask("step", 4, *a, 2, None, None, [1, 1])[2] == 2  # the sessions stayed
+    assert talk.ask("step", 4, *a, 2, None, [1, 1])[2] == 2  # the sessions stayed
     talk.protocol.cut(b"A")
     talk.send("open", 5, "a", None, True, None, None, peer=b"B")
     assert talk.settle()[-1] == (b"B", ["ok", 5, a[0], a[1] + 1, 2, "fold", "fold-2"])
@@ -334,10 +334,10 @@ def test_a_run_is_bounded() -> None:
     talk = Talk(Engine(Model(parameters=100_000_000)))
     assert talk.ask("hello", 1, {})[2]["models"][0]["run_rows"] == 2
     a = talk.open("a")
-    reply = talk.ask("run", 1, *a, 1, None, None, [[1, 1]] * 3)
+    reply = talk.ask("run", 1, *a, 1, None, [[1, 1]] * 3)
     assert reply[2] == "SHAPE"
     assert "takes 2 in one message (run_rows)" in reply[3]
-    assert talk.ask("run", 2, *a, 1, None, None, [[1, 1]] * 2)[2] == 2
+    assert talk.ask("run", 2, *a, 1, None, [[1, 1]] * 2)[2] == 2
 
 
 def test_hello_tells_the_largest_event() -> None:
@@ -353,7 +353,7 @@ def test_who_lost_everything_is_told_why() -> None:
     talk.serve_until(100.0)
     talk.protocol.tick()
     talk.settle()
-    assert talk.code("step", 1, *a, 1, None, None, [1, 1]) == "EVICTED"
+    assert talk.code("step", 1, *a, 1, None, [1, 1]) == "EVICTED"
     assert talk.code(*bulk([a, b], [1, 1])) == "EVICTED"
 
 
@@ -362,7 +362,7 @@ def test_a_fault_while_receiving_is_answered() -> None:
     talk = Talk(report=lambda doing, _: faults.append(doing))
     a = talk.open("a")
     talk.protocol.tables[0].table.check_owner = None  # type: ignore[assignment, method-assign]
-    assert talk.code("step", 1, *a, 1, None, None, [1, 1]) == "INTERNAL"
+    assert talk.code("step", 1, *a, 1, None, [1, 1]) == "INTERNAL"
     assert faults == ["receive"]
 
 
@@ -370,16 +370,16 @@ def test_bytes_of_a_peer_are_bounded() -> None:
     talk = Talk(queue=QueueLimits(peer_bytes=1000))
     a = talk.open("a")
     for i in range(3):
-        talk.send("run", i, *a, None, None, None, floats(*[0] * 100))
+        talk.send("run", i, *a, None, None, floats(*[0] * 100))
     assert events(talk.settle()) == ["BUSY", 0, 1]
 
 
 def test_draining_finishes_what_waits_and_refuses_the_rest() -> None:
     talk = Talk()
     a = talk.open("a")
-    talk.send("step", 1, *a, 1, None, None, [1, 1])
+    talk.send("step", 1, *a, 1, None, [1, 1])
     talk.protocol.drain()
-    talk.send("step", 2, *a, 2, None, None, [1, 1])
+    talk.send("step", 2, *a, 2, None, [1, 1])
     talk.send("open", 3, "b", None, False, None, None)
     talk.send("stats", 4)
     replies = talk.settle()
@@ -406,7 +406,7 @@ def test_hello_tells_what_a_client_needs() -> None:
 def test_stats_count() -> None:
     talk = Talk()
     a = talk.open("a")
-    talk.ask("step", 1, *a, 1, None, None, [1, 1])
+    talk.ask("step", 1, *a, 1, None, [1, 1])
     talk.ask(*bulk([a], [1]))
     talk.ask("dance", 1)
     talk.now = 2.5
@@ -436,7 +436,7 @@ def test_clients_without_sessions_leave_no_trace() -> None:
     talk = Talk()
     for i in range(100):
         talk.ask("stats", 1, peer=str(i).encode())
-        talk.code("step", 1, 5, 1, None, None, None, [1, 1], peer=str(i).encode())
+        talk.code("step", 1, 5, 1, None, None, [1, 1], peer=str(i).encode())
     handle, epoch = talk.open("a", peer=b"gone")
     talk.ask("close", 1, handle, epoch, peer=b"gone")
     assert talk.protocol._peers == {}
@@ -462,5 +462,5 @@ def test_rows_grow_and_are_reused() -> None:
     fresh = [talk.open(f"t{i}") for i in range(100)]
     assert {h for h, _ in fresh} == {h for h, _ in sessions[::2]}
     for old in sessions[::2]:
-        assert talk.code("step", 1, *old, 1, None, None, [1, 1]) == "SESSION_CLOSED"
+        assert talk.code("step", 1, *old, 1, None, [1, 1]) == "SESSION_CLOSED"
     assert msgpack.unpackb(pack(1)) == [1]

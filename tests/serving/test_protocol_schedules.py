@@ -72,11 +72,11 @@ class Run:
         handle, epoch = self.opened[name]
         oracle, wanted = self.oracles[name], self.wanted[name]
         if kind == "step":
-            fields, answer = [oracle.seq + 1, None, None, [number, number]], oracle.step(number)
+            fields, answer = [oracle.seq + 1, None, [number, number]], oracle.step(number)
         elif kind == "bad":
-            fields, answer = [None, None, None, [number, float("nan")]], ["NON_FINITE"]
+            fields, answer = [None, None, [number, float("nan")]], ["NON_FINITE"]
         elif kind == "run":
-            fields, answer = [None, None, None, [[1, 1]] * number], oracle.run([1] * number)
+            fields, answer = [None, None, [[1, 1]] * number], oracle.run([1] * number)
         else:
             fields, answer = [None], oracle.reset()
         self.talk.send("step" if kind == "bad" else kind, name, handle, epoch, *fields)
@@ -86,7 +86,7 @@ class Run:
         handles, epochs = zip(*(self.opened[name] for name in names), strict=True)
         X = [[number, number]] * len(names)
         seqs = [self.oracles[name].seq + 1 for name in names]
-        self.talk.send("steps", "".join(names), handles, epochs, seqs, None, None, X)
+        self.talk.send("steps", "".join(names), handles, epochs, seqs, None, X)
         for name in names:
             self.wanted[name].append(self.oracles[name].step(number))
 

@@ -194,7 +194,7 @@ def test_order_is_kept_when_a_round_is_split() -> None:
     ats = open_many(talk, 50)
     for seq in (1, 2, 3):
         for at in ats:
-            talk.send("step", seq, *at, seq, None, None, [seq, 0])
+            talk.send("step", seq, *at, seq, None, [seq, 0])
     answered: list[int] = []
     while talk.protocol.pending:
         answered += [r[2] for _, r in talk.step()]
@@ -244,7 +244,7 @@ def test_every_message_gets_one_reply(
         at = ats[peer][index]
         for _ in range(count):
             sent += 1
-            talk.send("step", at[0], *at, None, None, None, [1, 1], peer=peers[peer])
+            talk.send("step", at[0], *at, None, None, [1, 1], peer=peers[peer])
         if turn:
             replies += talk.step()
     replies += talk.settle()

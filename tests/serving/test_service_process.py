@@ -101,7 +101,7 @@ def test_a_file_is_not_taken_for_a_socket(model_path: Path, tmp_path: Path) -> N
 def test_replies_left_unread_are_lost_aloud(server: Server, dealer: zmq.Socket[bytes]) -> None:
     """All but the first whose reply is lost are dropped unstepped, and the client is told."""
     handle, epoch = ask(dealer, "open", 0, "deaf", None, True, None, None)[3:5]
-    step = msgpack.packb([1, "step", b"i" * 60, handle, epoch, None, None, None, [1, 2, 3]])
+    step = msgpack.packb([1, "step", b"i" * 60, handle, epoch, None, None, [1, 2, 3]])
     with sl.Client(server.address, patience_s=20) as client:
         before = client.stats()
         while client.stats()["overruns"] == before["overruns"]:
@@ -135,7 +135,7 @@ def test_what_was_sent_before_the_signal_is_answered(model_path: Path, tmp_path:
             sock.connect(server.address)
             handle, epoch = ask(sock, "open", 0, "a", None, False, None, None)[3:5]
             for i in range(900):
-                sock.send(msgpack.packb([1, "step", i, handle, epoch, None, None, None, [1, 2, 3]]))
+                sock.send(msgpack.packb([1, "step", i, handle, epoch, None, None, [1, 2, 3]]))
             replies = [msgpack.unpackb(sock.recv())]
             while replies[-1][2] != 899:  # until then some may still be on their way to the server
                 replies.append(msgpack.unpackb(sock.recv()))
@@ -204,7 +204,7 @@ def test_eviction_is_told(model_path: Path) -> None:
             handle, epoch = ask(sock, "open", 0, "idle", None, False, None, None)[3:5]
             notice = msgpack.unpackb(sock.recv())  # comes by itself
             assert notice == [1, "notice", None, "evicted", [["idle", handle, epoch, 0]]]
-            reply = ask(sock, "step", 1, handle, epoch, 1, None, None, [1, 2, 3])
+            reply = ask(sock, "step", 1, handle, epoch, 1, None, [1, 2, 3])
             assert reply[3] == "EVICTED"
     finally:
         assert server.end() == 143
@@ -237,9 +237,9 @@ def test_hostile_bytes_beside_a_good_client(
     handle, epoch = ask(dealer, "open", 0, "hostile", None, True, None, None)[3:5]
     undeliverable = ask(dealer, "stats", 1)[3]["undeliverable"]
     valid = [
-        msgpack.packb([1, "step", 1, handle, epoch, None, None, None, bytes(12)]),
-        msgpack.packb([1, "steps", 1, [handle], [epoch], None, None, None, bytes(12)]),
-        msgpack.packb([1, "run", 1, handle, epoch, None, None, [[1, 2, 3]] * 4]),
+        msgpack.packb([1, "step", 1, handle, epoch, None, None, bytes(12)]),
+        msgpack.packb([1, "steps", 1, [handle], [epoch], None, None, bytes(12)]),
+        msgpack.packb([1, "run", 1, handle, epoch, None, [[1, 2, 3]] * 4]),
         msgpack.packb([1, "open", 1, "x", None, True, None, None]),
         msgpack.packb([1, "restore", 1, handle, epoch, b"\x96\x01" + bytes(30)]),
         msgpack.packb([1, "hello", 1, {"a": [1, {"b": 2}]}]),
@@ -304,7 +304,7 @@ def test_a_server_that_stood_still_evicts_nobody_whose_event_came(
             opened = [ask(sock, "open", 0, name, None, False, None, None) for name in names]
             os.kill(server.process.pid, signal.SIGSTOP)
             for _, _, _, handle, epoch, *_ in opened[1:]:
-                sock.send(msgpack.packb([1, "step", 0, handle, epoch, 1, None, None, [1, 2, 3]]))
+                sock.send(msgpack.packb([1, "step", 0, handle, epoch, 1, None, [1, 2, 3]]))
             time.sleep(2.5 * ttl_s)
             os.kill(server.process.pid, signal.SIGCONT)
             replies = [msgpack.unpackb(sock.recv()) for _ in range(sessions)]

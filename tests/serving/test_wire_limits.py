@@ -27,7 +27,7 @@ def refusal(*frames: bytes) -> str:
 
 
 def step(x: object) -> bytes:
-    return pack(1, "step", 7, 1, 1, None, None, None, x)
+    return pack(1, "step", 7, 1, 1, None, None, x)
 
 
 def test_frame_bytes_are_checked_before_decoding() -> None:
@@ -43,13 +43,13 @@ def test_frame_count(count: int) -> None:
 
 
 def test_items_of_plain_lists() -> None:
-    around = 10  # the message and its nine items
+    around = 9  # the message and its eight items
     assert request(step([0.5] * (LIMITS.items - around)))
     assert "100 items" in refusal(step([0.5] * (LIMITS.items - around + 1)))
 
 
 def test_items_are_counted_over_all_lists() -> None:
-    rows = pack(1, "run", 7, 1, 1, None, None, None, [[1.0] * 9] * 10)
+    rows = pack(1, "run", 7, 1, 1, None, None, [[1.0] * 9] * 10)
     assert "100 items" in refusal(rows)
 
 

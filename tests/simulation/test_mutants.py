@@ -169,7 +169,7 @@ def late_event_is_stepped(patch: Patch) -> None:
         try:
             return event(self, request)
         except DeadlineError:
-            request.sessions.step(request.slot, request.fields[5])
+            request.sessions.step(request.slot, request.fields[4])
             raise
 
     patch.setattr(ServerProtocol, "_event", mutant)
