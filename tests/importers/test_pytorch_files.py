@@ -69,7 +69,12 @@ def test_parameters_and_strangers_beside_them(imported):
 
 HELD = {
     "deeper": {"ckpt": {"model": NET}, "optimizers": [OPTIMIZER], "loss": normal()},
-    "no weights": {"state_dict": NET, "rng": {"cpu": np.arange(9)}, "losses": {"best": normal()}},
+    "no weights": {
+        "state_dict": NET,
+        "rng": {"cpu": np.arange(9)},
+        "cuda": [np.arange(9)],
+        "losses": {"best": normal()},
+    },
     "no skip": {"state_dict": NET, "hyper_parameters": {"skip": False, "skip_rows": 3}},
 }
 

@@ -409,6 +409,12 @@ class TanhAfter(Plain):
     after = staticmethod(lambda y, _: torch.tanh(y))
 
 
+class Limited(Plain):
+    """Its bounds are where no event gets: seen though no number tells."""
+
+    after = staticmethod(lambda y, _: y.clamp(-9, 9))
+
+
 class Half(Plain):
     after = staticmethod(lambda y, _: 0.5 * y)
 
@@ -451,6 +457,7 @@ NETS = {
     "fc(lstm)": (Plain, ["rnn", "fc"]),
     "fc(relu(lstm))": (ReluBetween, ["rnn", "relu", "fc"]),
     "tanh(fc(lstm))": (TanhAfter, ["rnn", "fc", "tanh"]),
+    "fc(lstm) within bounds": (Limited, None),
     "0.5 fc(lstm)": (Half, None),
     "fc(lstm) + x": (Skip, None),
     "fc(lstm + x)": (Residual, None),

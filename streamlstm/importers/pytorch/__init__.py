@@ -163,14 +163,16 @@ class PyTorchSource(Source):
     def _tried(self) -> list[Part]:
         """The parts in a likely order, where the module's own forward() answers the same."""
         assert self._way is not None
+        more = "does more than run its layers one after the other"
         for chain in flow.likely(self.parts):
             if chain and run.agree(chain, self._way):
-                return chain
+                if not (others := run.other_calls(chain, self._way)):
+                    return chain
+                more = f"also calls {', '.join(others)}"
         names = ", ".join(flow.keyed(self.parts))
         raise in_both_words(
             lambda says: (
-                f"the module's forward() does more than run its layers one after the other "
-                f"({names}); say the flow, functions too: {says(['lstm', 'relu', 'fc'])}, or "
-                "export the module to ONNX"
+                f"the module's forward() {more} (its layers: {names}); say the flow, functions "
+                f"too, such as {says(['lstm', 'relu', 'fc'])}, or export the module to ONNX"
             )
         )

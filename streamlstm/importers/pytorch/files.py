@@ -156,8 +156,8 @@ def _legacy(f: BytesIO) -> Any:
 
 
 def _with_arrays(value: Any, depth: int = 0, seen: dict[int, Any] | None = None) -> Any:
-    """value with arrays in place of the calls that would make tensors, however deep in dicts
-    and objects' attributes.
+    """value with arrays in place of the calls that would make tensors, however deep in dicts,
+    lists and objects' attributes.
 
     seen: what was turned and into what, by id, so that parts that are shared or hold themselves
     are turned once.
@@ -172,6 +172,8 @@ def _with_arrays(value: Any, depth: int = 0, seen: dict[int, Any] | None = None)
     if isinstance(value, dict):
         for key in value:
             value[key] = _with_arrays(value[key], depth + 1, seen)
+    elif isinstance(value, list):
+        value[:] = [_with_arrays(each, depth + 1, seen) for each in value]
     elif isinstance(value, Made):
         if value.name in _TENSORS:
             made = _tensor(*value.args[:4])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +16,24 @@ from numpy.typing import NDArray
 from streamlstm.engine import Engine
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers.pytorch.layers import Part
-from streamlstm.layers import LSTM, Embedding, Layer
+from streamlstm.layers import LSTM, Embedding, Function, Layer
 from streamlstm.model import Model
 
 Array = NDArray[Any]
 
+# torch's names of what layers call, and of what looks at tensors and moves their numbers about.
+_IDLE = re.compile(
+    r"(lstm|gru)(_cell)?|linear|embedding|batch_norm|dropout|__(get|set)(item)?__|__(len|bool|int"
+    r"|index)__|size|n?dim(ension)?|numel|stride|is_\w+|get_device|(view|expand|type)(_as)?|reshape"
+    r"|(un)?(flatten|squeeze)|transpose|t|swapaxes|movedim|permute|contiguous|narrow|select|chunk"
+    r"|split|unbind|repeat|stack|cat|to|float|double|cpu|clone|detach|copy_?|(new_)?zeros(_like)?"
+    r"|zero_"
+)
+_CALLS: dict[Function | None, str] = {"hard_sigmoid6": "hardsigmoid"}
+
 # Of the events on which a flow is tried against a module's own.
-_STEPS = 40
-_SCALES = (0.3, 1.0, 10.0)
+_STEPS = 20
+_SCALES = (1.0, 10.0)
 
 
 def framework(parts: Sequence[Part], way: Way | None) -> str:
@@ -151,8 +163,8 @@ class Way:
             return self.raw(x).reshape(len(x), -1)
         return np.stack([self.raw(x[: t + 1]).reshape(-1) for t in range(len(x))])
 
-    def raw(self, x: Array) -> Array:
-        """What it says, as it is shaped."""
+    def raw(self, x: Array, watched: AbstractContextManager[Any] | None = None) -> Array:
+        """What it says, as it is shaped; watched: entered while forward() runs."""
         import torch  # noqa: PLC0415
 
         like = next(iter(self.module.parameters()))
@@ -162,7 +174,9 @@ class Way:
         module = copy.deepcopy(self.module, kept).eval()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            y = module(a.long() if self.integers else a.to(like.dtype))
+            a = a.long() if self.integers else a.to(like.dtype)
+            with watched or nullcontext():
+                y = module(a)
         y = y[0] if isinstance(y, tuple | list) else y
         return np.asarray(y.cpu().numpy())
 
@@ -216,6 +230,35 @@ def agree(parts: Sequence[Part], way: Way) -> bool:
         if not (np.abs(y - ours) <= allowed).all():
             return False
     return True
+
+
+def other_calls(parts: Sequence[Part], way: Way) -> list[str]:
+    """What forward() calls beside torch's layers, these parts' functions and what moves numbers.
+
+    Numbers alone don't show a function that leaves those that were tried as they are. Nothing is
+    seen of TorchScript, and of a recurrent layer that the module computes by itself.
+    """
+    from torch.overrides import TorchFunctionMode  # noqa: PLC0415
+
+    called: set[str] = set()
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(
+            self,
+            func: Any,
+            types: Any,
+            args: Any = (),
+            kwargs: Any = None,
+        ) -> Any:
+            called.add(getattr(func, "__name__", ""))
+            return func(*args, **kwargs or {})
+
+    first = parts[0].layer
+    way.raw(np.zeros((_STEPS, first.input_size if first else 0)), Calls())
+    if not called & {"lstm", "gru"}:
+        return []
+    own = {_CALLS.get(part.function, part.function) for part in parts if part.function}
+    return sorted(n for n in called if not _IDLE.fullmatch(n) and n.rstrip("_") not in own)
 
 
 def _in_turn_or_ours(parts: Sequence[Part], x: Array) -> Array:
