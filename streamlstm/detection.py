@@ -67,6 +67,22 @@ class Watched:
     begun: bool = False
     next: tuple[float, float, float] = NOTHING
     rows: list[Row] = field(default_factory=list)
+    _seen_until_s: float = -math.inf
+
+    def __post_init__(self) -> None:
+        """A session that was stepped before goes on from what it remembers."""
+        last = self.head.last_reading(self.session.state().numbers)
+        if last is not None:
+            self.begun, (self.last_s, self.last) = True, last
+            self.next = band(self.session.forecast(1)[0].tolist())
+            self._seen_until_s = self.last_s
+
+    def was_stepped(self, row: Row) -> bool:
+        """Whether a row was stepped before the session was taken up again: as long as none came
+        that is newer than what it remembers. Where rows have no time, none is known to be."""
+        if self.head.time is None or row.reading[0] > self._seen_until_s:
+            self._seen_until_s = -math.inf
+        return row.reading[0] <= self._seen_until_s
 
     def step(self, row: Row) -> Row:
         """The row, with what was forecast for it and what came of it. Raises InputError."""

@@ -250,6 +250,13 @@ class Head:
         counts = numbers[start : start + len(COUNTERS)]
         return {name: int(count) for name, count in zip(COUNTERS, counts, strict=True)}
 
+    def last_reading(self, numbers: Any) -> tuple[float, float] | None:
+        """Time and value of the last reading that made a step, of a session's state, numbers
+        [state_size]; None before there was any. The time is 0 where readings have none."""
+        start = len(numbers) - self.state_size
+        seen, _, time_s, z = (float(number) for number in numbers[start : start + 4])
+        return (time_s, self.target.mean + self.target.std * z) if seen else None
+
     def description(self) -> dict[str, Any]:
         """All of it, as JSON's types; read() takes it."""
         return {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamlstm.errors import CapacityError, StateMismatchError, StoreError
-from streamlstm.store import Reader, SessionRow, open_store, read_store
+from streamlstm.store import Reader, SessionRow, Store, open_store, read_store
 
 if TYPE_CHECKING:
     from streamlstm.engine import Engine
@@ -25,22 +25,9 @@ _log = logging.getLogger("streamlstm")
 
 def save(engine: Engine, directory: str | os.PathLike[str]) -> None:
     """Raises StoreError, EngineClosedError."""
-    model, sessions = engine.model, list(engine)
-    numbers = engine.group(sessions).numbers()
-    seqs = [session.seq for session in sessions]
     with closing(open_store(Path(directory), "sync")) as store:
-        _refuse_journal(store, directory)
-        dtype = np.dtype(model.event_dtype).name
-        sizes = model.state_sizes
-        id = store.model(model.name, model.fingerprint, dtype, model.state_size, sizes)
-        store.set_arithmetic(id, engine.arithmetic)
-        first = store.last_id + 1
-        store.delete(at for at, _ in list(store.names(id)))
-        store.put(
-            SessionRow(first + k, id, session.name, 1, 0, seqs[k], numbers[k].tobytes(), b"", False)
-            for k, session in enumerate(sessions)
-        )
-        store.commit()
+        refuse_journal(store)
+        write(engine, store)
 
 
 def load(engine: Engine, directory: str | os.PathLike[str]) -> None:
@@ -48,33 +35,72 @@ def load(engine: Engine, directory: str | os.PathLike[str]) -> None:
     CapacityError."""
     model = engine.model
     with closing(read_store(Path(directory))) as store:
-        _refuse_journal(store, directory)
-        key = model.name, model.fingerprint
-        ids = [m.id for m in store.models if (m.name, m.fingerprint) == key]
-        if not ids:
+        if _model_id(engine, store) is None:
             there = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in store.models) or "none"
             raise StateMismatchError(
                 f"{directory} has no sessions of model {model.name} {model.fingerprint[:12]}; "
                 f"it has those of: {there}"
             )
-        (id,) = ids
-        if store.count(id) > engine.max_sessions:
-            raise CapacityError(
-                f"{directory} has {store.count(id):,} sessions; create the engine with a larger "
-                f"max_sessions than {engine.max_sessions:,}"
-            )
-        for at, name in store.names(id):
-            row = store.get(at)
-            assert row is not None
-            if row.quarantined:
-                _log.warning("session %r of %s is quarantined and left out", name, directory)
-                continue
-            engine.adopt(name, np.frombuffer(row.state, model.event_dtype).copy(), row.seq)
+        refuse_journal(store)
+        read(engine, store)
 
 
-def _refuse_journal(store: Reader, directory: str | os.PathLike[str]) -> None:
+def write(engine: Engine, store: Store) -> None:
+    """Make the store's sessions of the engine's model those that are open, and commit."""
+    model, sessions = engine.model, list(engine)
+    numbers = engine.group(sessions).numbers()
+    dtype = np.dtype(model.event_dtype).name
+    id = store.model(model.name, model.fingerprint, dtype, model.state_size, model.state_sizes)
+    store.set_arithmetic(id, engine.arithmetic)
+    known = {name: at for at, name in store.names(id)}
+    store.delete(at for name, at in known.items() if name not in engine)
+    first = store.last_id + 1
+    store.put(
+        SessionRow(
+            known.get(session.name, first + k),
+            id,
+            session.name,
+            1,
+            0,
+            session.seq,
+            numbers[k].tobytes(),
+            b"",
+            False,
+        )
+        for k, session in enumerate(sessions)
+    )
+    store.commit()
+
+
+def read(engine: Engine, store: Reader) -> None:
+    """Open the store's sessions of the engine's model. Raises CapacityError, StoreDamagedError."""
+    id = _model_id(engine, store)
+    if id is None:
+        return
+    if store.count(id) > engine.max_sessions:
+        raise CapacityError(
+            f"{store.path} has {store.count(id):,} sessions; create the engine with a larger "
+            f"max_sessions than {engine.max_sessions:,}"
+        )
+    for at, name in store.names(id):
+        row = store.get(at)
+        assert row is not None
+        if row.quarantined:
+            _log.warning("session %r of %s is quarantined and left out", name, store.path)
+            continue
+        engine.adopt(name, np.frombuffer(row.state, engine.model.event_dtype).copy(), row.seq)
+
+
+def _model_id(engine: Engine, store: Reader) -> int | None:
+    key = engine.model.name, engine.model.fingerprint
+    return next((m.id for m in store.models if (m.name, m.fingerprint) == key), None)
+
+
+def refuse_journal(store: Reader) -> None:
+    """Raise StoreError where a server has to replay its journal first."""
     if store.records:
         raise StoreError(
-            f"the server of {directory} did not end by itself, and its journal has {store.records} "
-            "records to be replayed: start it once with this directory and stop it with SIGTERM"
+            f"the server of {Path(store.path).parent} did not end by itself, and its journal has "
+            f"{store.records} records to be replayed: start it once with this directory and stop "
+            "it with SIGTERM"
         )

@@ -257,7 +257,7 @@ def test_refused_rows_are_scored_as_such_and_end_in_exit_code_1(run):
     refused = [row for row in rows if row["status"] == "refused"]
     assert counters(shown)["refused"] == len(refused) > np.isnan(holed()[:, 1]).sum()
     assert complaints.startswith(
-        f"streamlstm: {len(refused)} row(s) were refused, the first in flow.csv, "
+        f"streamlstm: {len(refused)} rows were refused, the first in flow.csv, "
         f"line {refused[0]['line']}: the row"
     )
     assert complaints.count("\n") == 1
@@ -276,9 +276,7 @@ def test_a_row_that_can_not_be_read_does_not_end_the_watch(run):
     assert code == 1
     assert len(scores()) == len(holed())
     assert counters(shown)["refused"] == 3
-    assert complaints.startswith(
-        "streamlstm: 3 row(s) were refused, the first in flow.csv, line 301"
-    )
+    assert complaints.startswith("streamlstm: 3 rows were refused, the first in flow.csv, line 301")
 
 
 def test_a_file_that_does_not_fit_the_model_is_said(run):
@@ -376,13 +374,15 @@ def test_a_row_from_stdin_is_answered_as_soon_as_it_is_there(run, tmp_path):
 def test_ctrl_c_ends_a_stream_whose_scores_are_in_the_file(run, tmp_path):
     run("flow.csv", "--model", "flow.safetensors", "-o", "whole.csv")
     options = ("-", "--model", "flow.safetensors", "-o", "-")
-    with process(tmp_path, *options, stdin=subprocess.PIPE, bufsize=1) as live:
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with process(tmp_path, *options, bufsize=1, **pipes) as live:
         assert live.stdin
         assert live.stdout
         live.stdin.write("\n".join(Path("flow.csv").read_text().splitlines()[:3]) + "\n")
         got = [live.stdout.readline() for _ in range(3)]
         live.send_signal(signal.SIGINT)
         assert live.wait() == 130
+        assert "rows         2\n" in live.stderr.read()  # the summary, as at the end of a file
     assert got == Path("whole.csv").read_text().splitlines(keepends=True)[:3]
 
 
@@ -471,7 +471,7 @@ def test_lines_break_in_long_gaps_only():
         (["flow.csv", "--model", "m", "--train-rows", "5"], "--train-rows is of training"),
         (["flow.csv", "--model", "m", "--save-model", "n"], "--save-model is of training"),
         (["flow.csv", "--model", "m", "--horizon", "2"], "--horizon is of training"),
-        (["flow.csv", "--model", "m", "--plot", "a.png"], "call the file a.png.svg"),
+        (["flow.csv", "--model", "m", "--plot", "a.jpg"], "draws .svg, .png, .pdf; got a.jpg"),
         (["flow.csv", "--model", "m", "-o", "flow.csv"], "two of its files are the same"),
         (["flow.csv", "--target", "f", "--save-model", "./flow.csv"], "two of its files"),
         (["scores.csv", "--model", "m"], "two of its files are the same"),

@@ -163,7 +163,7 @@ def test_a_framework_that_rounds_to_8_bits(run, source, off, code):
 def test_answers_that_differ(run, source, off, told):
     source.off = off
     Path("pump.safetensors").write_text("the one before")
-    code, out, err = run(*IMPORT)
+    code, out, err = run(*IMPORT, "--force")
     assert code == 1
     assert out == FOUND
     assert err.startswith(
@@ -175,8 +175,12 @@ def test_answers_that_differ(run, source, off, told):
 
 
 @pytest.mark.usefixtures("source")
-def test_an_existing_model_is_replaced(run):
+def test_an_existing_model_is_replaced_by_the_same_import_only(run):
     Path("pump.safetensors").write_text("the one before")
+    code, _, err = run(*IMPORT)
+    assert code == 1
+    assert "pump.safetensors is there, and is not what this command wrote of this input" in err
+    assert run(*IMPORT, "--force")[0] == 0
     assert run(*IMPORT)[0] == 0
     assert sl.load("pump.safetensors").fingerprint == MODEL.fingerprint
 

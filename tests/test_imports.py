@@ -82,8 +82,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # And the same inside the rooms of many modules, which import from below only.
 INSIDE = {
     "commands": [
-        {"__init__", "arguments", "lines", "training", "written"},
-        {"described"},
+        {"__init__", "arguments", "kept", "lines", "scores", "stops", "training", "written"},
+        {"described", "summary"},
         {"train", "detect", "serve", "sessions", "stream", "import_", "inspect", "stats", "demo"},
     ],
     "store": [{"rows", "wal"}, {"reading"}, {"database"}, {"directory"}, {"salvage"}, {"__init__"}],

@@ -93,7 +93,7 @@ def _told_of_head(head: Head) -> Iterable[tuple[str, str]]:
         yield "late", head.late
     yield "missing", head.missing
     yield "warm-up", counted(head.warm_up, "step")
-    for k in sorted({0, len(head.residuals) - 1} - {-1}):
+    for k in sorted({0, len(head.residuals) - 1}) if head.residuals else ():
         r, unit = head.residuals[k], f" {head.target.unit}".rstrip()
         yield (
             f"step {k + 1}",

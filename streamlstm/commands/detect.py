@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -24,10 +20,14 @@ from streamlstm.commands.arguments import (
     positive_int,
     wrong_usage,
 )
-from streamlstm.commands.lines import Teller, while_read, wrapped
+from streamlstm.commands.kept import SAVE_S, Kept
+from streamlstm.commands.lines import Teller, complain, while_read, wrapped
+from streamlstm.commands.scores import scores_file
+from streamlstm.commands.stops import Stops
+from streamlstm.commands.summary import Counted
 from streamlstm.commands.training import ProgressLine, training_of_torch
-from streamlstm.commands.written import check_writable
-from streamlstm.detection import Judged, Row, Watched, band
+from streamlstm.commands.written import PLOTS, check_writable, made_by, remember
+from streamlstm.detection import Row, Watched, band
 from streamlstm.engine import Engine
 from streamlstm.errors import InputError, StreamLSTMError
 from streamlstm.head import Head
@@ -72,7 +72,18 @@ def add(commands: Any) -> None:
         action="store_true",
         help="scores as JSON, one row a line (default FILE: scores.jsonl)",
     )
-    detect.add_argument("--plot", metavar="SVG", help="draw readings, forecasts and alerts")
+    detect.add_argument(
+        "--plot", metavar="FILE", help="draw readings, forecasts and alerts: .svg, .png or .pdf"
+    )
+    detect.add_argument(
+        "--state",
+        metavar="DIR",
+        help="with --model: keep what the sessions remember in this directory, and go on from it: "
+        "rows that were seen before are left out, and scores are added to FILE",
+    )
+    detect.add_argument(
+        "--force", action="store_true", help="write over files that something else made"
+    )
     detect.add_argument(
         "--train-rows",
         type=positive_int,
@@ -116,8 +127,10 @@ def run(args: argparse.Namespace) -> int:
         return wrong_usage("detect: say with --target which column to watch")
     if args.model is None and args.csv == "-":
         return wrong_usage("detect: stdin needs a --model; training reads its file twice")
-    if args.plot is not None and Path(args.plot).suffix != ".svg":
-        return wrong_usage(f"detect: --plot draws SVG; call the file {args.plot}.svg")
+    if args.state is not None and args.model is None:
+        return wrong_usage("detect: --state goes with --model, whose sessions it keeps")
+    if args.plot is not None and Path(args.plot).suffix not in PLOTS:
+        return wrong_usage(f"detect: --plot draws {', '.join(PLOTS)}; got {args.plot}")
     args.out = args.out or ("scores.jsonl" if args.json else "scores.csv")
     files = [args.csv, args.model, args.out, args.plot, args.save_model]
     files = [Path(file).resolve() for file in files if file not in (None, "-")]
@@ -131,12 +144,10 @@ def _run(args: argparse.Namespace) -> int:
 
     Raises StreamLSTMError, OSError.
     """
-    out = args.out
+    out, by = args.out, made_by("detect", args.csv)
     for path in (out, args.plot, args.save_model):
-        if path is not None and not (folder := Path(path).absolute().parent).is_dir():
-            raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
-    if args.save_model is not None:
-        check_writable(args.save_model)
+        if path not in (None, "-"):
+            check_writable(path, by, args.force or (path == out and args.state is not None))
     plot = None if args.plot is None else _plot()
     trained: dict[str, int] = {}
     model = load(args.model) if args.model is not None else _train(args, trained)
@@ -148,86 +159,31 @@ def _run(args: argparse.Namespace) -> int:
     if args.save_model is not None:
         model.save(args.save_model)
     tell = Teller(sys.stderr if out == "-" else sys.stdout)
-    with Engine(model) as engine:
+    with Stops() as stops, Engine(model) as engine, Kept(engine, args.state) as kept:
         counted = Counted(trained, keep=plot is not None)
-        with _scores_file(out, args, model.head) as write:
-            _score(args, engine, counted, write, tell)
+        with (
+            scores_file(out, args, model.head) as write,
+            csv_events.open_csv(args.csv) as source,
+        ):
+            rows = _rows(args, source, model.head, counted)
+            _score(stops.rows(rows), kept, counted, write, tell)
+        if not counted.watched and not stops.code:
+            why = f", {counted.refusal}" if counted.refusal else " holds no rows"
+            raise InputError(f"{_source(args)}{why}")
         counted.tell(tell, engine)
-        if plot is not None:
+        if plot is not None and counted.watched:
             plot.detection([_track(w, trained) for w in counted.watched.values()], args.plot)
     written = {"scores": None if out == "-" else out, "plot": args.plot, "model": args.save_model}
     for what, path in written.items():
-        if path is not None:
+        if path is not None and Path(path).exists():
+            remember(path, by)
             tell.fact(what, path)
     refused = counted.rows["refused"]
     if refused:
         first = f"{_source(args)}, {counted.refusal}"
-        print(f"streamlstm: {refused:,} row(s) were refused, the first in {first}", file=sys.stderr)
-    return 1 if refused else 0
-
-
-@dataclass
-class Counted:
-    """All series, and what happened to their rows. trained: of each, the last line trained on."""
-
-    trained: dict[str, int]
-    keep: bool
-    watched: dict[str, Watched] = field(default_factory=dict)
-    rows: Counter[str] = field(default_factory=Counter)
-    judged: Judged = field(default_factory=Judged)
-    refusal: str = ""
-
-    def count(self, row: Row, last: float) -> None:
-        """last: the value before the row."""
-        seen = row.line <= self.trained.get(row.series, 0)
-        self.rows["all"] += 1
-        self.rows["trained"] += seen
-        self.rows["warming"] += row.report.warming
-        self.rows["alerts"] += row.report.alert
-        self.rows["alerts in training"] += row.report.alert and seen
-        if row.report.status == "stepped" and not seen and not math.isnan(row.expected[0]):
-            self.judged.judge(row, last)
-        if self.keep:
-            self.watched[row.series].rows.append(row)
-
-    def refuse(self, row: Row, why: InputError) -> None:
-        self.leave_out(row.line, why)
-        self.count(row, math.nan)
-
-    def leave_out(self, line: int, why: InputError) -> None:
-        # A model's sentence begins with the number of a reading, which is always 0 here.
-        self.refusal = self.refusal or f"line {line}: {str(why).replace('reading 0', 'the row')}"
-        self.rows["refused"] += 1
-
-    def tell(self, tell: Teller, engine: Engine) -> None:
-        rows, series = self.rows, len(self.watched)
-        of = "" if series == 1 else f" of {series:,} series"
-        trained = f"; the model was trained on {rows['trained']:,} of them" if self.trained else ""
-        alerts = f"; {rows['alerts in training']:,} in rows trained on" if self.trained else ""
-        where = ", in rows not trained on" if self.trained else ""
-        tell.fact("rows", f"{rows['all']:,}{of}{trained}")
-        if self.judged.rows:
-            tell.fact("forecasts", f"{self.judged}{where}")
-        tell.fact("alerts", f"{rows['alerts']:,}{alerts}")
-        tell.fact("warming up", f"{rows['warming']:,} rows, which can't alert")
-        counters = engine.counters() | {"refused": rows["refused"]}
-        tell.fact("counters", ", ".join(f"{name} {n:,}" for name, n in counters.items()))
-        for note in self._notes(counters, engine):
-            tell.fact("note", note)
-
-    def _notes(self, counters: dict[str, int], engine: Engine) -> Iterator[str]:
-        """What speaks against the model or the file."""
-        head = engine.model.head
-        assert head is not None
-        dropped = sum(counters[name] for name in ("repeated", "late", "early"))
-        if head.late == "drop" and dropped > 0.2 * self.rows["all"]:
-            every = f", one step every {head.step_s:g} s" if head.spacing == "grid" else ""
-            yield (
-                f"{dropped:,} rows were dropped: are they in the order of time, of one sensor "
-                f"(else name its column: --series), and as far apart as the model's{every}?"
-            )
-        if self.judged.rows and self.judged.off > 1.5 * self.judged.last_off:
-            yield "the forecasts are worse than the last value: is the model of such a sensor?"
+        were = "row was" if refused == 1 else "rows were"
+        complain(f"{refused:,} {were} refused, the first in {first}")
+    return stops.code or (1 if refused else 0)
 
 
 def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
@@ -258,34 +214,35 @@ def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
 
 
 def _score(
-    args: argparse.Namespace,
-    engine: Engine,
+    rows: Iterable[Row],
+    kept: Kept,
     counted: Counted,
     write: Callable[[Row], None],
     tell: Teller,
 ) -> None:
     """Every row of the file, in its order, through the session of its series."""
-    head = engine.model.head
+    head = kept.engine.model.head
     assert head is not None
-    with csv_events.open_csv(args.csv) as source:
-        for row in _rows(args, source, head, counted):
-            watched = counted.watched.get(row.series)
-            if watched is None:
-                session = engine.open(row.series or head.target.name)
-                watched = counted.watched[row.series] = Watched(session, head)
-            last = watched.last
-            try:
-                row = watched.step(row)  # noqa: PLW2901
-            except InputError as error:
-                counted.refuse(row, error)
-            else:
-                counted.count(row, last)
-            write(row)
-            if row.report.alert:
-                tell(wrapped(_alert(row, head), 4))
-    if not counted.watched:
-        why = f", {counted.refusal}" if counted.refusal else " holds no rows"
-        raise InputError(f"{_source(args)}{why}")
+    for row in rows:
+        watched = counted.watched.get(row.series)
+        if watched is None:
+            session = kept.open(row.series or head.target.name)
+            watched = counted.watched[row.series] = Watched(session, head)
+        if watched.was_stepped(row):
+            counted.rows["seen before"] += 1
+            continue
+        last = watched.last
+        try:
+            row = watched.step(row)  # noqa: PLW2901
+        except InputError as error:
+            counted.refuse(row, error)
+        else:
+            counted.count(row, last)
+        write(row)
+        if row.report.alert:
+            tell(wrapped(_alert(row, head), 4))
+        # An alert is told before it is remembered: told twice is better than never.
+        kept.save(every_s=0.0 if row.report.alert else SAVE_S)
 
 
 def _rows(args: argparse.Namespace, source: TextIO, head: Head, counted: Counted) -> Iterator[Row]:
@@ -328,40 +285,6 @@ def _alert(row: Row, head: Head) -> str:
         f"{where}  {value} ({band}score {row.report.score:.2f}): "
         f"{PLAIN.get(row.report.reason, row.report.reason)}"
     )
-
-
-@contextmanager
-def _scores_file(out: str, args: argparse.Namespace, head: Head) -> Iterator[Callable[[Row], None]]:
-    """Writes rows as CSV or JSON lines; at once where they are waited for."""
-    series = [] if args.series is None else ["series"]
-    time = [] if head.time is None else ["time"]
-    columns = [
-        *(*series, "line", *time, "value", "low", "median", "high"),
-        *("score", "alert", "reason", "status", "warming"),
-    ]
-    live = args.csv == "-"
-    with ExitStack() as stack:
-        file = sys.stdout
-        if out != "-":
-            file = stack.enter_context(open(out, "w", encoding="utf-8", newline=""))
-        table = csv.writer(file, lineterminator="\n")
-        if not args.json:
-            table.writerow(columns)
-
-        if live:
-            file.flush()
-
-        def write(row: Row) -> None:
-            cells = row.cells(columns)
-            if args.json:
-                print(json.dumps(cells, ensure_ascii=False), file=file)
-            else:
-                table.writerow(int(c) if isinstance(c, bool) else c for c in cells.values())
-            if live:
-                file.flush()
-
-        yield write
-        file.flush()
 
 
 def _plot() -> Any:

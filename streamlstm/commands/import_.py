@@ -26,6 +26,7 @@ from streamlstm.commands.described import (
     told,
 )
 from streamlstm.commands.lines import say, while_read
+from streamlstm.commands.written import check_writable, made_by, remember
 from streamlstm.errors import ModelError, UnsupportedModelError
 from streamlstm.importers import model_of, open_source
 from streamlstm.importers.source import Source
@@ -59,6 +60,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("file", metavar="FILE", help="PyTorch, Keras, ONNX, TFLite, NAM, RTNeural")
     command.add_argument("-o", dest="out", metavar="MODEL", help="the model file to write")
+    command.add_argument(
+        "--force", action="store_true", help="write over a MODEL that something else made"
+    )
     command.add_argument("--list", action="store_true", help="list FILE's recurrent layers only")
     command.add_argument("--select", metavar="PATH", help="take this recurrent layer alone")
     add_flow(command)
@@ -100,9 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_import(args: argparse.Namespace) -> int:
     """Write a model file of a foreign one. Raises StreamLSTMError, OSError."""
-    folder = Path(args.out).absolute().parent
-    if not folder.is_dir():  # the proof may take a while
-        raise FileNotFoundError(f"{args.out} can't be written: there is no folder {folder}")
+    by = made_by("import", args.file)
+    check_writable(args.out, by, args.force)  # the proof may take a while
     source = open_source(args.file, flow=args.flow)
     model = model_of(
         source,
@@ -116,6 +119,7 @@ def _run_import(args: argparse.Namespace) -> int:
     say_assumed(source)
     proof = _proven(model, source, args)
     model.save(args.out, proof=proof)
+    remember(args.out, by)
     say("written", args.out)
     return 0
 

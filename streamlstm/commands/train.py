@@ -25,7 +25,7 @@ from streamlstm.commands.arguments import (
 )
 from streamlstm.commands.lines import say
 from streamlstm.commands.training import ProgressLine, training_of_torch
-from streamlstm.commands.written import check_writable, same_file
+from streamlstm.commands.written import check_writable, made_by, remember, same_file
 
 SMALL: Final = 1e-3  # of an error, as a share of the target's std
 
@@ -99,6 +99,9 @@ def add(commands: Any) -> None:
     )
     train.add_argument("--seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
     train.add_argument("--name", metavar="NAME", help="the model's name (default: MODEL's)")
+    train.add_argument(
+        "--force", action="store_true", help="write over a MODEL that something else made"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         return wrong_usage("train: -o needs the name of a file to write the model to")
     if same_file(args.out, args.csv):
         return wrong_usage("train: -o is CSV itself; write the model elsewhere")
-    check_writable(args.out)
+    by = made_by(f"train {args.target}", args.csv)
+    check_writable(args.out, by, args.force)
     training = training_of_torch()
     series = readings.read(
         args.csv, args.target, time=args.time, others=args.others, series=args.series
@@ -135,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.end()
     trained.model.save(args.out)
+    remember(args.out, by)
     _show(trained, len(series), head)
     say("written", args.out)
     return 0

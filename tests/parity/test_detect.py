@@ -78,6 +78,7 @@ def test_nothing_of_the_later_rows_reaches_the_model():
         values[120:] += later
         write(f"{name}.csv", {"level": values.tolist()})
         options = ["--target", "level", "--train-rows", "120", "--save-model", f"{name}.model"]
+        options += ["-o", f"{name}.scores"]
         assert cli.main(["detect", f"{name}.csv", *options]) == 0
     one, two = sl.load("one.model"), sl.load("two.model")
     np.testing.assert_array_equal(one.layers[0].w_x, two.layers[0].w_x)
