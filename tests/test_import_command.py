@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -94,7 +95,7 @@ UNPROVEN = {
 def test_a_comparison_of_cells_is_called_so(run, source, flow_by):
     """In every place that shows it: "proof" is where the source's own flow ran."""
     source.flow_by = flow_by
-    end = f"{UNPROVEN[flow_by]}: give sl.verify a live module to prove it\n"
+    end = f"{UNPROVEN[flow_by]}: give sl.verify the live network to prove it\n"
     _, imported, _ = run(*IMPORT)
     _, inspected, _ = run("inspect", "pump.safetensors")
     for out in (imported, inspected):
@@ -324,6 +325,24 @@ def test_endings_and_files_that_are_not_there(run):
 
 
 # -- inspect ---------------------------------------------------------------------------------------
+
+
+def test_sentences_name_the_command_lines_own_words(run):
+    """Python's name Python's: an error carries both."""
+    MODEL.save("own.safetensors")
+    code, _, err = run("import", "own.safetensors", "-o", "m.safetensors")
+    assert (code, err) == (
+        1,
+        "streamlstm: own.safetensors is our own model file, and needs no import\n",
+    )
+    with pytest.raises(UnsupportedModelError, match="is our own model file; read it with load"):
+        sl.import_model("own.safetensors")
+    Path("trained.pt").write_bytes(b"PK")
+    _, _, err = run("stream", "trained.pt")
+    assert err.endswith("; streamlstm import makes one of a foreign file\n")
+    with pytest.raises(sl.StreamLSTMError, match="foreign files are read with import_model") as e:
+        sl.load("trained.pt")
+    assert pickle.loads(pickle.dumps(e.value)).command_line == e.value.command_line
 
 
 def test_inspect_ours(run):

@@ -19,9 +19,7 @@ _UNPROVEN = {
     "user": "the flow is as --flow says",
     "stack": "that nothing runs before or after them no file tells",
 }
-
-
-_TO_PROVE = "give sl.verify a live module to prove it"
+_TO_PROVE = "give sl.verify the live network to prove it"
 
 
 def say_proof(proof: Proof) -> None:

@@ -88,7 +88,7 @@ def test_a_flow_of_the_users_is_no_proof(capsys):
         line = re.search(r"^compared .*$", out, re.MULTILINE)[0]
         assert re.fullmatch(
             r"compared     cells only, against PyTorch [\d.]+: 500 steps, largest difference \S+; "
-            r"the flow is as --flow says: give sl.verify a live module to prove it",
+            r"the flow is as --flow says: give sl.verify the live network to prove it",
             line,
         )
         assert "\nproof" not in out
