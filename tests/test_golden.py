@@ -26,13 +26,11 @@ CASES = [
 class Golden:
     def __init__(self, layers: int, head: bool, dtype: str) -> None:
         self.tensors = load_file(GOLDEN / f"lstm-{layers}.safetensors")
-        state_dict = {  # in the order of the layers, which the file does not keep
-            k: a.astype(dtype)
-            for prefix in ("lstm.", "head.")[: 1 + head]
-            for k, a in self.tensors.items()
-            if k.startswith(prefix)
+        flow = ("lstm", "head")[: 1 + head]
+        state_dict = {
+            k: a.astype(dtype) for k, a in self.tensors.items() if k.startswith(tuple(flow))
         }
-        self.model = sl.from_torch(state_dict)
+        self.model = sl.from_torch(state_dict, flow=flow)
         self.x = self.tensors["x"].astype(dtype)
         self.steps = self.tensors["steps"]
         self.h, self.c, y = (self.tensors[f"{k}.{self.x.dtype.str[1:]}"] for k in "hcy")
