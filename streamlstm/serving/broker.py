@@ -29,6 +29,7 @@ from streamlstm.errors import ServiceError, StoreError
 from streamlstm.serving.protocol import Reply, ServerProtocol
 from streamlstm.serving.sessions import EngineLike
 from streamlstm.store import open_store
+from streamlstm.wording import reason
 
 MESSAGES_PER_TURN_MAX: Final = 1024
 UNREAD_HERE_MAX: Final = 64
@@ -111,7 +112,7 @@ class Broker:
             self._socket.bind(bind)
         except (zmq.ZMQError, ServiceError) as error:
             self.close()
-            raise ServiceError(f"can't listen on {bind}: {error}") from None
+            raise ServiceError(f"can't listen on {bind}: {reason(error)}") from None
         self.endpoint = str(self._socket.get_string(zmq.LAST_ENDPOINT))
         self._ipc_path = _ipc_path(self.endpoint)
 

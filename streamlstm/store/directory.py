@@ -21,6 +21,7 @@ from streamlstm.errors import StoreDamagedError, StoreError
 from streamlstm.store.database import Store
 from streamlstm.store.reading import Reader, failure, is_empty, way_out
 from streamlstm.store.wal import find_damage
+from streamlstm.wording import reason
 
 R = TypeVar("R", bound=Reader)
 
@@ -73,7 +74,9 @@ def open_store(directory: Path, durability: str) -> Store:
             sync_directory(directory.parent)
         lock = take_lock(directory)
     except OSError as error:
-        raise StoreError(f"the state directory {directory} can't be used: {error}") from error
+        raise StoreError(
+            f"the state directory {directory} can't be used: {reason(error)}"
+        ) from error
     try:
         refuse_damage(directory)
         store = create_store(directory / DATABASE, durability, lock)
@@ -99,7 +102,7 @@ def create_store(database: Path, durability: str, lock: int | None = None) -> St
         os.close(os.open(database, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(database, isolation_level=None, timeout=BUSY_S)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{database} can't be opened: {error}") from error
+        raise StoreError(f"{database} can't be opened: {reason(error)}") from error
     try:
         is_empty(connection)  # before anything is changed in a file that is not ours
         for setting in _SETTINGS:
@@ -213,7 +216,9 @@ def refuse_damage(directory: Path) -> None:
             )
         damage = find_damage(database)
     except OSError as error:
-        raise StoreError(f"the state directory {directory} can't be read: {error}") from error
+        raise StoreError(
+            f"the state directory {directory} can't be read: {reason(error)}"
+        ) from error
     if damage is not None:
         raise StoreDamagedError(f"{wal} is damaged {damage}; {way_out(str(database))}")
 

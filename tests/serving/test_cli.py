@@ -223,8 +223,10 @@ def test_stats(server: Server) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["state"] == "running"
     done = run("stats", "--connect", server.address)
+    assert not set("{}[]") & set(done.stdout)  # words, not Python
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert done.returncode == 0
-    assert "state          running" in done.stdout
+    assert "running for " in done.stdout
 
 
 def test_a_reader_that_has_enough(model_path: Path) -> None:

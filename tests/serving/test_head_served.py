@@ -299,9 +299,13 @@ def test_steps_and_runs_are_refused_whole(
         seqs = tuple(twin.seq + 1 for twin in twins)
         return "steps", 0, handles, epochs, seqs, None, np.array(rows, "<f8").tobytes()
 
+    def step_twins(rows: Any) -> None:
+        for twin, x in zip(twins, rows, strict=True):  # BLAS promises nothing of a group
+            twin.step(x)
+
     good, later = [[1e9, 100.0], [1e9, 101.0]], [[2e9, 100.0], [2e9, 101.0]]
     assert answer(talk, *steps(good))[0] == "ok"
-    engine.step(twins, good)
+    step_twins(good)
     assert answer(talk, *steps([later[0], [2e9, NAN]])) == ("NON_FINITE",)
     status, _, code, sentence, _ = talk.ask(*steps([later[0], good[1]]))
     assert (status, code) == ("error", "INPUT")
@@ -311,7 +315,7 @@ def test_steps_and_runs_are_refused_whole(
         assert answer(talk, *message) == asked_run(twins[0], rows)
     assert talk.ask("state", 0, *ats[1])[2] == 1
     assert answer(talk, *steps(later))[0] == "ok"
-    engine.step(twins, later)
+    step_twins(later)
     talk = start(model, disk)
     for twin in twins:
         same(talk, talk.open(twin.name, resume=True), twin)
