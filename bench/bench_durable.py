@@ -38,8 +38,8 @@ from bench_service import (
     percentiles,
     timed,
 )
-from streamlstm.serving import wire
-from streamlstm.serving.protocol import ServerProtocol
+from streamlstm.service import wire
+from streamlstm.service.server.protocol import ServerProtocol
 from streamlstm.store import open_store
 
 MODES = ("memory", "async", "sync")

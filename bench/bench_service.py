@@ -34,7 +34,7 @@ import zmq
 import machine
 import streamlstm as sl
 from streamlstm import blas_threads
-from streamlstm.serving import wire
+from streamlstm.service import wire
 
 INPUTS, UNITS, BULK = 16, 64, 512
 HERE = Path(__file__).parent

@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding
     from streamlstm.model import Model
     from streamlstm.model_file import load
-    from streamlstm.serving.client import AsyncClient, Client
+    from streamlstm.service.client.client import AsyncClient, Client
     from streamlstm.state import State
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Activation": "layers",
-    "AsyncClient": "serving.client",
+    "AsyncClient": "service.client.client",
     "CapacityError": "errors",
-    "Client": "serving.client",
+    "Client": "service.client.client",
     "DeadlineError": "errors",
     "Dense": "layers",
     "Embedding": "layers",

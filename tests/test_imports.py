@@ -35,7 +35,7 @@ ENGINE = {"scipy", "streamlstm.engine", "streamlstm.model", "streamlstm.model_fi
     [
         ("import streamlstm", {"numpy", "zmq", "msgpack", "torch", "streamlstm.cli"} | ENGINE),
         ("import streamlstm as sl; sl.Engine; sl.load; sl.import_model", {"zmq", "torch"}),
-        ("import streamlstm.serving.client", {"torch"} | ENGINE),
+        ("import streamlstm.service.client.client", {"torch"} | ENGINE),
         ("import streamlstm as sl; sl.Client; sl.AsyncClient", {"torch"} | ENGINE),
         ("import streamlstm.cli", {"torch", "matplotlib", "rich"}),
     ],
@@ -70,7 +70,7 @@ FLOORS = [
     {"engine"},
     {"model_file"},
     {"importers"},
-    {"serving", "training"},
+    {"service", "training"},
     {"detection"},
     {"demo"},
     {"commands"},
@@ -82,18 +82,18 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # And the same inside the rooms of many modules, which import from below only.
 INSIDE = {
     "commands": [
-        {"__init__", "arguments", "kept", "lines", "scores", "stops", "training", "written"},
+        {"", "arguments", "kept", "lines", "scores", "stops", "training", "written"},
         {"described", "summary"},
         {"train", "detect", "serve", "sessions", "stream", "import_", "inspect", "stats", "demo"},
     ],
-    "store": [{"rows", "wal"}, {"reading"}, {"database"}, {"directory"}, {"salvage"}, {"__init__"}],
-    "training": [{"history", "network"}, {"evaluation"}, {"__init__"}],
-    "serving": [
-        {"__init__"},
-        {"wire", "answers", "table", "client_sessions"},
-        {"rounds", "sessions", "journal", "client_protocol"},
-        {"protocol", "client"},
-        {"broker"},
+    "store": [{"rows", "wal"}, {"reading"}, {"database"}, {"directory"}, {"salvage"}, {""}],
+    "training": [{"history", "network"}, {"evaluation"}, {""}],
+    "service": [
+        {"", "client", "server"},
+        {"wire", "server.answers", "server.table"},
+        {"client.client_sessions", "server.rounds", "server.sessions", "server.journal"},
+        {"client.client_protocol", "server.protocol"},
+        {"client.client", "server.broker"},
     ],
 }
 
@@ -153,24 +153,28 @@ def test_every_room_has_a_floor():
     assert {name.split(".")[1] for name in COMPILED} <= FLOOR.keys()
 
 
+def module_of(path: Path, room: str) -> str:
+    """A module's dotted name inside its room; "" for the room itself."""
+    parts = path.relative_to(PACKAGE / room).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
 @pytest.mark.parametrize("room", INSIDE)
 def test_imports_inside_a_room_point_downwards(room):
     floor = {module: n for n, modules in enumerate(INSIDE[room]) for module in modules}
-    paths = sorted((PACKAGE / room).glob("*.py"))
-    assert {path.stem for path in paths} == floor.keys()
-    for path in paths:
-        parts = [names[1] for names in imported(path) if names[0] == room]
-        above = {part for part in parts if part in floor and floor[part] >= floor[path.stem]}
+    paths = {module_of(path, room): path for path in sorted((PACKAGE / room).rglob("*.py"))}
+    assert paths.keys() == floor.keys()
+    for module, path in paths.items():
+        ours = [names[1:] for names in imported(path) if names[0] == room]
+        # A module, or what is in one.
+        others = {".".join(names if ".".join(names) in floor else names[:-1]) for names in ours}
+        above = {other for other in others if floor.get(other, -1) >= floor[module]}
         assert not above, f"{path.name} imports {above}, which stand above it"
 
 
 def test_the_client_reaches_no_engine():
     """Not even when it is called: no import of the engine's rooms, wherever it stands."""
-    reached, todo = set(), {"client"}
-    while todo:
-        module = todo.pop()
-        reached.add(module)
-        path = PACKAGE / "serving" / f"{module}.py"
-        assert ours_imported(path) <= {"errors", "events", "head", "serving", "__version__"}
-        todo |= {names[1] for names in imported(path) if names[0] == "serving"} - reached
-    assert reached == {"client", "client_protocol", "client_sessions", "wire"}
+    for path in [PACKAGE / "service" / "wire.py", *(PACKAGE / "service" / "client").glob("*.py")]:
+        assert ours_imported(path) <= {"errors", "events", "head", "service", "__version__"}
+        inside = {names[1] for names in imported(path) if names[0] == "service"}
+        assert inside <= {"client", "wire"}

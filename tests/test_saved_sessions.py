@@ -13,7 +13,7 @@ from heads import FLOW, headed
 from networks import stacked
 from streamlstm import Head
 from streamlstm.errors import CapacityError, StateMismatchError, StoreError
-from streamlstm.serving.protocol import ServerProtocol
+from streamlstm.service.server.protocol import ServerProtocol
 from streamlstm.store import open_store
 
 RNG = np.random.default_rng(7)

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from streamlstm.serving.client import Client  # noqa: PLC0415
+    from streamlstm.service.client.client import Client  # noqa: PLC0415
 
     with Client(args.connect, patience_s=args.timeout) as client:
         stats = client.stats()

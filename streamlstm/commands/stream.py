@@ -90,7 +90,7 @@ def _stream_session(
 ) -> Iterator[tuple[Any, csv_events.Columns, list[str]]]:
     """The session to step, its columns, and the names of its outputs."""
     if args.connect:
-        from streamlstm.serving.client import Client  # noqa: PLC0415
+        from streamlstm.service.client.client import Client  # noqa: PLC0415
 
         with Client(args.connect) as client:
             session = client.open(args.session, Path(args.model).stem, resume=args.resume)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from streamlstm.demo.feeds import HORIZONS_H, Array, Sensor, Series
-from streamlstm.serving.client import RemoteSession
+from streamlstm.service.client.client import RemoteSession
 
 QUANTILES = 3
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 import streamlstm as sl
 from hostile import NAMES, Hostile
-from service import Server, percentiles, random_model
+from live_server import Server, percentiles, random_model
 
 Array = NDArray[Any]
 

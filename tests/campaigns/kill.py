@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 import feeds
 import streamlstm as sl
 from feeds import INPUTS, OUTPUTS, RESTORED, Plan
-from service import Server, percentiles, random_model
+from live_server import Server, percentiles, random_model
 
 Array = NDArray[Any]
 

@@ -39,7 +39,7 @@ import zmq
 from numpy.typing import NDArray
 
 import streamlstm as sl
-from service import Server, percentiles, random_model
+from live_server import Server, percentiles, random_model
 from streamlstm import blas_threads
 
 Array = NDArray[Any]

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamlstm as sl
-from serving.conftest import Server, make_model
-from streamlstm.serving import wire
+from service.conftest import Server, make_model
+from streamlstm.service import wire
 
 HERE = Path(__file__).parent
 LONGEST_S = 200
 
-# What the servers do here under load is covered by tests/serving.
+# What the servers do here under load is covered by tests/service.
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.untraced,

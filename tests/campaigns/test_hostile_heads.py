@@ -13,7 +13,7 @@ import pytest
 import streamlstm as sl
 from campaigns.hostile import Hostile
 from heads import FLOW, HOUR_S, headed, holed
-from serving.talk import Talk
+from service.talk import Talk
 from streamlstm import Head
 
 HEAD = Head(FLOW, time="time", step_s=HOUR_S, horizon=2)

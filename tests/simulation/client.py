@@ -27,9 +27,9 @@ from streamlstm.errors import (
     SessionQuarantinedError,
     StreamLSTMError,
 )
-from streamlstm.serving import client_sessions
-from streamlstm.serving.client_protocol import ClientProtocol
-from streamlstm.serving.client_sessions import Call, ClientSession
+from streamlstm.service.client import client_sessions
+from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.client.client_sessions import Call, ClientSession
 
 if TYPE_CHECKING:
     from simulation.world import World

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.fake_engine import Engine, Model, Session, _finite
+from service.fake_engine import Engine, Model, Session, _finite
 from streamlstm.errors import StoreError
 from streamlstm.store import Store
 

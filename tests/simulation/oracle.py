@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from simulation.engine import POISON, Pair, fold
-from streamlstm.serving import client_sessions
+from streamlstm.service.client import client_sessions
 
 
 class Violation(AssertionError):  # noqa: N818

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from serving.fake_engine import State
+from service.fake_engine import State
 from simulation.engine import CrashError, FoldEngine, Fuse, FusedStore
 from simulation.network import UNREAD_MAX, Link
 from simulation.oracle import Feed, Violation
 from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
-from streamlstm.serving.protocol import ServerProtocol
-from streamlstm.serving.rounds import QueueLimits
+from streamlstm.service.server.protocol import ServerProtocol
+from streamlstm.service.server.rounds import QueueLimits
 
 if TYPE_CHECKING:
     from simulation.world import World

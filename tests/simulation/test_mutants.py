@@ -11,13 +11,13 @@ import pytest
 
 from simulation.world import World
 from streamlstm.errors import DeadlineError
-from streamlstm.serving import protocol, sessions
-from streamlstm.serving.answers import Answers
-from streamlstm.serving.client_protocol import ClientProtocol
-from streamlstm.serving.journal import Journal
-from streamlstm.serving.protocol import ServerProtocol
-from streamlstm.serving.sessions import Sessions
-from streamlstm.serving.table import SessionTable
+from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.server import protocol, sessions
+from streamlstm.service.server.answers import Answers
+from streamlstm.service.server.journal import Journal
+from streamlstm.service.server.protocol import ServerProtocol
+from streamlstm.service.server.sessions import Sessions
+from streamlstm.service.server.table import SessionTable
 from streamlstm.store import Store
 
 Patch = pytest.MonkeyPatch

@@ -20,7 +20,8 @@ from simulation.engine import POISON, Pair
 from simulation.network import Clock, Link, Network, Weather
 from simulation.oracle import Entry, Feed, History, Violation
 from simulation.server import Server
-from streamlstm.serving import answers, client_sessions, journal, protocol, table
+from streamlstm.service.client import client_sessions
+from streamlstm.service.server import answers, journal, protocol, table
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 TRIP_S = 2.0

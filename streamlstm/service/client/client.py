@@ -29,8 +29,8 @@ import zmq
 
 from streamlstm.errors import ForkedProcessError, ServiceError, SessionError, StreamLSTMError
 from streamlstm.head import checked_ahead
-from streamlstm.serving.client_protocol import ClientProtocol
-from streamlstm.serving.client_sessions import Call, ClientGroup, ClientSession, RemoteModel
+from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.client.client_sessions import Call, ClientGroup, ClientSession, RemoteModel
 
 Array = npt.NDArray[Any]
 S = TypeVar("S", bound="_Session")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from serving.talk import Talk
+from service.talk import Talk
 
 NAMES = "abcd"
 ACTIONS = st.lists(

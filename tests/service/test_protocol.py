@@ -8,10 +8,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from serving.fake_engine import Engine, Model, State
-from serving.talk import Talk, bulk, floats, pack
+from service.fake_engine import Engine, Model, State
+from service.talk import Talk, bulk, floats, pack
 from streamlstm.errors import ModelError
-from streamlstm.serving.protocol import QueueLimits, ServerProtocol, ServerState
+from streamlstm.service.server.protocol import QueueLimits, ServerProtocol, ServerState
 
 
 def events(replies: list[tuple[bytes, list[Any]]]) -> list[Any]:

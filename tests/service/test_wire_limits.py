@@ -7,7 +7,7 @@ import tracemalloc
 import msgpack
 import pytest
 
-from streamlstm.serving.wire import BadMessageError, Decoder, Limits
+from streamlstm.service.wire import BadMessageError, Decoder, Limits
 
 LIMITS = Limits(frame_bytes=5000, items=100, depth=4, str_bytes=20, id_bytes=8, name_bytes=10)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.talk import Talk
+from service.talk import Talk
 
 NAMES = "abcd"
 ACTIONS = st.lists(

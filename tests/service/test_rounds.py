@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.fake_engine import Engine, Model
-from serving.talk import At, Talk, bulk, event, run
-from streamlstm.serving.rounds import (
+from service.fake_engine import Engine, Model
+from service.talk import At, Talk, bulk, event, run
+from streamlstm.service.server.rounds import (
     MESSAGE_WORK,
     QUEUE_S_MAX,
     RETRY_S_MIN,

@@ -8,8 +8,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from serving.fake_engine import Engine, State
-from streamlstm.serving.protocol import SERVED_S_MAX, ServerProtocol
+from service.fake_engine import Engine, State
+from streamlstm.service.server.protocol import SERVED_S_MAX, ServerProtocol
 
 At = tuple[int, int]
 """Handle and epoch of a session."""

@@ -32,7 +32,7 @@ from streamlstm.errors import (
 )
 from streamlstm.events import acceptable
 from streamlstm.head import AHEAD_MAX, FILL_MAX, Head
-from streamlstm.serving.answers import (
+from streamlstm.service.server.answers import (
     RESET,
     RUN,
     STEP,
@@ -41,11 +41,11 @@ from streamlstm.serving.answers import (
     all_finite,
     digest,
 )
-from streamlstm.serving.table import SessionTable
+from streamlstm.service.server.table import SessionTable
 from streamlstm.store import SessionRow
 
 if TYPE_CHECKING:
-    from streamlstm.serving.journal import Journal
+    from streamlstm.service.server.journal import Journal
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import streamlstm as sl
-from serving.conftest import Server
+from service.conftest import Server
 from streamlstm import cli
 
 X = np.random.default_rng(3).standard_normal((5, 3)).round(3)

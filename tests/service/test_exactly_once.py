@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.fake_engine import POISON, Engine, Model, State
-from serving.talk import At, Talk, bulk, event, floats, run
+from service.fake_engine import POISON, Engine, Model, State
+from service.talk import At, Talk, bulk, event, floats, run
 
 WINDOW = 16
 
@@ -168,7 +168,7 @@ def test_an_empty_run_takes_no_number(talk: Talk) -> None:
 
 
 def test_answers_of_runs_are_bounded(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamlstm.serving.answers.RUN_BYTES_MAX", 90)
+    monkeypatch.setattr("streamlstm.service.server.answers.RUN_BYTES_MAX", 90)
     a, b = talk.open("a"), talk.open("b")
     talk.done(*run(a, 1, *[1] * 10))
     talk.done(*run(b, 1, *[1] * 2))

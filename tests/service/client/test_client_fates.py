@@ -14,7 +14,7 @@ import zmq
 
 import streamlstm as sl
 from streamlstm import errors
-from streamlstm.serving import client_protocol
+from streamlstm.service.client import client_protocol
 
 HELLO: dict[str, Any] = {
     "models": [
@@ -188,7 +188,7 @@ def test_what_the_model_takes(puppet: Puppet, monkeypatch: pytest.MonkeyPatch) -
         sent = len(puppet.seen)
         np.testing.assert_array_equal(session.run(np.full((5, 1), 10)), np.full((5, 1), 10))
         assert session.seq == 6
-        assert [len(request[8]) for request in puppet.seen[sent:]] == [8, 8, 4]
+        assert [len(request[7]) for request in puppet.seen[sent:]] == [8, 8, 4]
         for bad in (10.5, -11, np.nan, np.inf):
             with pytest.raises(errors.NonFiniteError, match="event 4 holds"):
                 session.run([[1], [2], [3], [4], [bad]])

@@ -1,6 +1,6 @@
 """Writes version1.json: requests and the replies they must get, byte for byte.
 
-python tests/serving/vectors/make_vectors.py
+python tests/service/vectors/make_vectors.py
 
 The bytes are made here by hand and by msgpack alone, not by streamlstm, so that
 they are a second witness of docs/protocol.md. The server they talk to has one

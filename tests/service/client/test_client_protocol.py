@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import errors
-from streamlstm.serving.client_protocol import ClientProtocol
-from streamlstm.serving.client_sessions import Call, ClientSession
+from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.client.client_sessions import Call, ClientSession
 
 WINDOW = 4
 NAN = float("nan")

@@ -45,8 +45,8 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.head import Head
-from streamlstm.serving import wire
-from streamlstm.serving.answers import (
+from streamlstm.service import wire
+from streamlstm.service.server.answers import (
     RESET,
     RESTORE,
     RUN,
@@ -56,10 +56,10 @@ from streamlstm.serving.answers import (
     digest,
     digests,
 )
-from streamlstm.serving.journal import Journal
-from streamlstm.serving.rounds import QueueLimits, Request, Rounds
-from streamlstm.serving.sessions import EngineLike, Sessions
-from streamlstm.serving.table import CLOSED, EVICTED, FENCED, HANDLE_BITS, Peer
+from streamlstm.service.server.journal import Journal
+from streamlstm.service.server.rounds import QueueLimits, Request, Rounds
+from streamlstm.service.server.sessions import EngineLike, Sessions
+from streamlstm.service.server.table import CLOSED, EVICTED, FENCED, HANDLE_BITS, Peer
 
 if TYPE_CHECKING:
     from streamlstm.store import Store

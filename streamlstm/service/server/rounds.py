@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlstm.errors import ServerBusyError
-from streamlstm.serving.table import Peer
-from streamlstm.serving.wire import Ident
+from streamlstm.service.server.table import Peer
+from streamlstm.service.wire import Ident
 
 if TYPE_CHECKING:
-    from streamlstm.serving.sessions import Sessions
+    from streamlstm.service.server.sessions import Sessions
 
 QUEUE_S_MAX: Final = 0.25
 MESSAGE_WORK: Final = 50_000

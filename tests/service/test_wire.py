@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamlstm import errors
 from streamlstm.errors import InputError, ProtocolError, ShapeError, StreamLSTMError
-from streamlstm.serving import wire
+from streamlstm.service import wire
 
 F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 GOOD: dict[str, list[Any]] = {

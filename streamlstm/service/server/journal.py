@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlstm.errors import NonFiniteError, StoreDamagedError, StoreMismatchError
-from streamlstm.serving.answers import STEP, digest
+from streamlstm.service.server.answers import STEP, digest
 
 if TYPE_CHECKING:
-    from streamlstm.serving.sessions import ModelLike, Sessions
+    from streamlstm.service.server.sessions import ModelLike, Sessions
     from streamlstm.store import Store
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ import pytest
 
 import streamlstm as sl
 from networks import dense, gru, lstm_with
-from serving.conftest import Server
+from service.conftest import Server
 from streamlstm.errors import NonFiniteError
 
 VOCABULARY = 30

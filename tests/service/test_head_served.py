@@ -21,9 +21,9 @@ from hypothesis import given, settings
 
 import streamlstm as sl
 from heads import FLOW, HOUR_S, headed, holed, readings
-from serving.conftest import Server, make_model
-from serving.feeds import ACTIONS, Feeds
-from serving.talk import At, Talk
+from service.conftest import Server, make_model
+from service.feeds import ACTIONS, Feeds
+from service.talk import At, Talk
 from streamlstm import Feature, Head, kernels
 from streamlstm.errors import (
     EngineError,
@@ -33,10 +33,10 @@ from streamlstm.errors import (
     ServerTimeoutError,
 )
 from streamlstm.head import COUNTERS, Residual
-from streamlstm.serving import wire
-from streamlstm.serving.client_protocol import ClientProtocol
-from streamlstm.serving.client_sessions import Call
-from streamlstm.serving.sessions import RUN_WORK_MAX
+from streamlstm.service import wire
+from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.client.client_sessions import Call
+from streamlstm.service.server.sessions import RUN_WORK_MAX
 from streamlstm.store import Store
 
 RAIN = Feature("rain", "mm", 1.0, 0.5)
@@ -178,7 +178,7 @@ def test_refusals_reach_the_client(server: Server) -> None:
 def test_long_runs_are_looked_at_before_their_first_piece(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.serving.client_sessions.RUN_BYTES_MAX", 1)
+    monkeypatch.setattr("streamlstm.service.client.client_sessions.RUN_BYTES_MAX", 1)
     x = readings(replace(STRICT, others=(RAIN,)), 1, 9)
     with sl.Client(server.address) as client, client.open("long") as session:
         for column, sentence in ((1, "reading 8 lacks flow"), (0, "event 8 holds nan as time")):
@@ -462,7 +462,7 @@ def test_forecasts_are_bounded() -> None:
 
 def told(talk: Talk, client: ClientProtocol, call: Call) -> Call:
     """A call that the server was asked and has answered."""
-    talk.protocol.receive(b"A", client.outgoing(), 0.0)
+    talk.protocol.receive(b"A", client.outgoing())
     ((_, reply),) = talk.protocol.step(0.0)
     client.receive(reply, 0.0)
     assert call.error is None
@@ -509,7 +509,7 @@ def test_a_hello_whose_head_can_not_be_read(client: ClientProtocol, text: str) -
     """One error, and nothing else comes of it."""
     talk = start(headed(HOURLY))
     call = client.say_hello(now=0.0)
-    talk.protocol.receive(b"A", client.outgoing(), 0.0)
+    talk.protocol.receive(b"A", client.outgoing())
     ((_, reply),) = talk.protocol.step(0.0)
     info = msgpack.unpackb(reply)[3]
     info["models"][0]["head"] = text
@@ -522,7 +522,7 @@ def test_a_hello_whose_head_can_not_be_read(client: ClientProtocol, text: str) -
 def test_a_hello_whose_dtype_is_none(client: ClientProtocol, dtype: Any) -> None:
     talk = start(headed(HOURLY))
     call = client.say_hello(now=0.0)
-    talk.protocol.receive(b"A", client.outgoing(), 0.0)
+    talk.protocol.receive(b"A", client.outgoing())
     ((_, reply),) = talk.protocol.step(0.0)
     info = msgpack.unpackb(reply)[3]
     info["models"][0]["dtype"] = dtype

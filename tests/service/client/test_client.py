@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 import streamlstm as sl
-from serving.conftest import Server
+from service.conftest import Server
 from streamlstm import errors
 
 X = np.random.default_rng(3).standard_normal((40, 3)).astype(np.float32)
@@ -181,7 +181,7 @@ def test_groups(client: sl.Client, embedded: Callable[[], Any]) -> None:
 def test_a_long_run_goes_in_pieces(
     client: sl.Client, embedded: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.serving.client_sessions.RUN_BYTES_MAX", 100)
+    monkeypatch.setattr("streamlstm.service.client.client_sessions.RUN_BYTES_MAX", 100)
     with client.open("long") as remote:
         np.testing.assert_allclose(remote.run(X), embedded().run(X), rtol=1e-5)
         assert remote.seq == len(X)

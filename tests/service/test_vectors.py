@@ -10,12 +10,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from serving.fake_engine import Engine, Headed, State
-from serving.vectors import make_vectors
+from service.fake_engine import Engine, Headed, State
+from service.vectors import make_vectors
 from streamlstm import Feature, Head
-from streamlstm.serving import wire
-from streamlstm.serving.protocol import ServerProtocol
-from streamlstm.serving.rounds import QueueLimits
+from streamlstm.service import wire
+from streamlstm.service.server.protocol import ServerProtocol
+from streamlstm.service.server.rounds import QueueLimits
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "protocol.md"

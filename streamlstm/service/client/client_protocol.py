@@ -57,8 +57,8 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.head import Head
-from streamlstm.serving import wire
-from streamlstm.serving.client_sessions import (
+from streamlstm.service import wire
+from streamlstm.service.client.client_sessions import (
     CLOSED,
     ENDED,
     EVICTED,

@@ -26,8 +26,8 @@ from typing import Any, Final
 import zmq
 
 from streamlstm.errors import ServiceError, StoreError
-from streamlstm.serving.protocol import Reply, ServerProtocol
-from streamlstm.serving.sessions import EngineLike
+from streamlstm.service.server.protocol import Reply, ServerProtocol
+from streamlstm.service.server.sessions import EngineLike
 from streamlstm.store import open_store
 from streamlstm.wording import reason
 

@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 import streamlstm as sl
-from serving.conftest import Server, make_model
+from service.conftest import Server, make_model
 from streamlstm import errors
 
 
@@ -75,7 +75,7 @@ def test_a_signal_before_there_is_a_socket(model_path: Path, tmp_path: Path) -> 
     code = (
         "import os, signal, sys\n"
         "from streamlstm import cli\n"
-        "from streamlstm.serving.broker import Broker\n"
+        "from streamlstm.service.server.broker import Broker\n"
         "init = Broker.__init__\n"
         "def early(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

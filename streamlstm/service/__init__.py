@@ -1,0 +1,1 @@
+"""Sessions over ZeroMQ: the codec, and under it server and client, each a pure machine."""

@@ -1,0 +1,1 @@
+"""The server: a pure machine of messages, the journal under it, a socket around it."""

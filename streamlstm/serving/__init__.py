@@ -1,1 +1,0 @@
-"""Sessions over ZeroMQ: codec (wire), state machine (protocol, table), sockets (broker, client)."""
