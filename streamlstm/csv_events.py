@@ -16,6 +16,7 @@ from typing import Final, TextIO
 
 from streamlstm.errors import InputError
 from streamlstm.times import plain_float, seconds
+from streamlstm.wording import counted
 
 MISSING: Final = ("", "nan", "na", "n/a", "null", "none")  # cells without a value, in any case
 NAMES_SHOWN: Final = 10  # of a header, in a sentence
@@ -69,7 +70,7 @@ def rows(source: Iterable[str], columns: Columns) -> Iterator[tuple[int, list[st
     for line, row in table(source):
         if at is None:
             if not all(_is_data(cell, columns) for cell in row):
-                at, width = places(row, columns.names, "the model's input(s)"), len(row)
+                at, width = places(row, columns.names, "the model's input"), len(row)
                 continue
             at = list(range(len(columns.names)))
         yield line, cells_at(row, at, width)
@@ -133,7 +134,7 @@ def event(cells: Sequence[str], columns: Columns) -> list[float]:
     """The numbers in one row's cells. Raises InputError."""
     if len(cells) > len(columns.names):
         raise InputError(
-            f"the row has {len(cells) - len(columns.names)} cell(s) more than the header; "
+            f"the row has {counted(len(cells) - len(columns.names), 'cell')} more than the header; "
             "write decimal points, and quote text that has commas"
         )
     return [

@@ -48,7 +48,7 @@ def as_events(
             f"events have shape {a.shape}; expected [{axes}] with "
             f"{counted(len(names), 'input')}: {', '.join(names)}"
         )
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return np.ascontiguousarray(a, dtype=dtype)
 
 

@@ -490,7 +490,7 @@ def test_wrong_usage_is_one_sentence(run, options, sentence):
     [
         ("time,flow\n1e9,1\n1000003600,abc\n", "flow.csv, line 3: column flow holds 'abc'"),
         ("time,flow\nyesterday,1\n", "flow.csv, line 2: column time holds 'yesterday'"),
-        ("time,level\n1e9,1\n", "flow.csv: the header lacks the model's input(s) flow"),
+        ("time,level\n1e9,1\n", "flow.csv: the header lacks the model's input flow"),
         ("time,flow\n", "flow.csv holds no rows"),
         ("", "flow.csv holds no rows"),
     ],

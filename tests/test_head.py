@@ -617,7 +617,7 @@ def test_inspect_tells_of_the_head(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"state        {(12 + 12) * 4 + head.state_size * 8:,} bytes per session" in out
     assert out[out.index("\nhead\n") :].splitlines()[2:8] == [
-        "  forecasts  2 step(s) of 3600 s ahead, quantiles 10 %, 50 %, 90 %",
+        "  forecasts  2 steps of 3600 s ahead, quantiles 10 %, 50 %, 90 %",
         "  time       time; told day, week; grid",
         "  late       drop",
         "  missing    hold",

@@ -244,7 +244,7 @@ def test_data(run, more, steps):
         ("1,2,3\n1,2\n", "events.csv, line 2: column x2 holds '', expected a number"),
         (
             "flow,x1,x2\n1,2,3\n",
-            "the header lacks the model's input(s) x0; it has flow, x1, x2",
+            "the header lacks the model's input x0; it has flow, x1, x2",
         ),
         (None, "events.csv: No such file or directory"),
     ],

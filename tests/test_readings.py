@@ -153,7 +153,7 @@ def test_as_programs_write_it(csv, text):
         ),
         (
             "time,flow\n2020-01-01,1,\n2020-01-02,10,013\n",
-            "rows.csv, line 3: the row has 1 cell(s) more than the header; "
+            "rows.csv, line 3: the row has 1 cell more than the header; "
             "write decimal points, and quote text that has commas",
         ),
         ("flow\n1_000\n", "rows.csv, line 2: column flow holds '1_000', expected a number"),
@@ -245,7 +245,7 @@ def test_rows_wider_than_the_header_in_a_stream(csv, model, capsys):
     out, err = capsys.readouterr()
     assert len(out.split()) == 2  # the header, and line 3
     assert err == (
-        "streamlstm: line 2: the row has 1 cell(s) more than the header; "
+        "streamlstm: line 2: the row has 1 cell more than the header; "
         "write decimal points, and quote text that has commas; row skipped\n"
     )
 
@@ -267,5 +267,5 @@ def test_a_bare_network_takes_neither():
     with pytest.raises(InputError, match="column flow holds '', expected a number"):
         events("a,flow\n1,\n", Columns(("a", "flow")))
     # A first row that is not all numbers is its header.
-    with pytest.raises(InputError, match=r"the header lacks the model's input\(s\) a, flow"):
+    with pytest.raises(InputError, match=r"the header lacks the model's input a, flow"):
         events("1970-01-01,2\n", Columns(("a", "flow")))

@@ -31,6 +31,7 @@ from streamlstm.state import State
 from streamlstm.store import ModelRow, Reader, SessionRow, open_store, read_store
 from streamlstm.store.directory import server_of
 from streamlstm.store.salvage import accept_loss
+from streamlstm.wording import counted
 
 
 def add(commands: Any) -> None:
@@ -246,8 +247,8 @@ def _check(directory: Path) -> int:
             problems += 1
         if problems:
             raise StoreDamagedError(
-                f"{problems} problem(s) in {directory}; bring back a copy of it, or go on with "
-                f"what is whole: streamlstm sessions {directory} --accept-loss"
+                f"{counted(problems, 'problem')} in {directory}; bring back a copy of it, or go on "
+                f"with what is whole: streamlstm sessions {directory} --accept-loss"
             )
         sessions = sum(store.count(m.id) for m in store.models)
         print(f"{sessions:,} sessions and {store.records:,} journal records, all whole")

@@ -207,7 +207,7 @@ def test_failures_are_one_sentence(argv: list[str], sentence: str) -> None:
 def test_a_header_without_an_input(model_path: Path) -> None:
     done = run("stream", model_path, stdin="flow,heat\n1,2\n")
     assert done.returncode == 1
-    assert "lacks the model's input(s) pressure, speed" in done.stderr
+    assert "lacks the model's input pressure, speed" in done.stderr
 
 
 def test_inspect(model_path: Path) -> None:
