@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from pathlib import Path
 
 import numpy as np
 from Cython.Build import cythonize
@@ -26,17 +27,19 @@ directives = {
 }
 
 
-CORE = ("arena", "engine", "head", "head_steps", "network", "threads")
-TARGETS = ("avx512", "avx2", "portable")
-KERNELS = "src_pyx/streamlstm/kernels"
+PYX = Path("src_pyx/streamlstm")
+KERNELS = PYX / "kernels"
+# One file a target, each with its target pragma.
+TARGETS = [str(source) for source in sorted(KERNELS.glob("*.c"))]
 
 
-def extension(name: str, *c_sources: str) -> Extension:
+def extension(source: Path) -> Extension:
+    name = ".".join(source.relative_to("src_pyx").with_suffix("").parts)
     return Extension(
-        f"streamlstm.{name}",
-        [f"src_pyx/streamlstm/{name.replace('.', '/')}.pyx", *c_sources],
-        include_dirs=[np.get_include(), KERNELS],
-        depends=[f"{KERNELS}/{h}.h" for h in ("kernel", "functions", "cells", "fused")],
+        name,
+        [str(source), *(TARGETS if source.stem == "table" else [])],
+        include_dirs=[np.get_include(), str(KERNELS)],
+        depends=[str(header) for header in KERNELS.glob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         # A result must not depend on which multiply-adds the compiler chose to fuse.
         extra_compile_args=["-O3", "-ffp-contract=off"],
@@ -45,12 +48,7 @@ def extension(name: str, *c_sources: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [
-            *(extension(f"core.{name}") for name in CORE),
-            extension("kernels.blas"),
-            # One file per target, each with its target pragma.
-            extension("kernels.table", *(f"{KERNELS}/{t}.c" for t in TARGETS)),
-        ],
+        [extension(source) for source in sorted(PYX.rglob("*.pyx"))],
         include_path=["src_pyx"],
         compiler_directives=directives,
         build_dir="build/checked" if checked else "build/cython",

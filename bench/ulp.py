@@ -73,7 +73,7 @@ def special_values_hold(kernel: str) -> bool:
     """NaN stays, infinities and denormals give what their limits are."""
     denormals = np.float32([-1.1e-38, -1e-45, 1e-45, 1.1e-38])
     inf, nan = np.float32([-np.inf, np.inf]), np.float32([np.nan])
-    apply = partial(table.apply, kernel)
+    apply = partial(table.apply, kernels.available(kernel))
     return bool(
         all(np.isnan(apply(function, nan)).all() for function in EXACT)
         and (apply("tanh", inf) == [-1, 1]).all()
@@ -97,7 +97,7 @@ def worst_of(names: list[str], every: int, start: int) -> dict[tuple[str, str], 
             low = x[x < -EXP_MAX] if function == "sigmoid" else x[:0]
             for kernel in names:
                 found[kernel, function] = worst(kernel, function, taken, exact, ulp)
-                tails = table.apply(kernel, function, low)
+                tails = table.apply(kernels.available(kernel), function, low)
                 if not (np.abs(tails) <= SIGMOID_TINY).all():
                     found[kernel, function] = Worst(np.inf, float(low[0]))
     return found
@@ -106,7 +106,7 @@ def worst_of(names: list[str], every: int, start: int) -> dict[tuple[str, str], 
 def worst(kernel: str, function: str, x: Array, exact: Array, ulp: Array) -> Worst:
     if not x.size:
         return Worst()
-    error = np.abs(table.apply(kernel, function, x) - exact) / ulp
+    error = np.abs(table.apply(kernels.available(kernel), function, x) - exact) / ulp
     at = int(np.argmax(error))  # of NaN, if there is one
     return Worst(float(np.nan_to_num(error[at], nan=np.inf)), float(x[at]))
 
@@ -119,7 +119,7 @@ def progress(results: Iterator[Any], count: int) -> Iterator[Any]:
 
 
 def main() -> None:
-    here = [name for name in kernels.FUSED if table.available(name)]
+    here = [name for name in kernels.FUSED if kernels.available(name)]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="take each N-th value only")
     parser.add_argument("--jobs", type=int, default=1, help="processes")

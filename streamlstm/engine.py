@@ -116,7 +116,7 @@ class Engine(EngineCore):
     ) -> None:
         self.model = model
         self.max_sessions = max_sessions
-        self.arithmetic = self.network.arithmetic
+        self.arithmetic = self.network.row.arithmetic
         self._sessions: dict[str, Session] = {}
         # Re-entrant: creating a Session may run the garbage collector, and it a finalizer
         # that closes another one.
@@ -264,7 +264,7 @@ class Engine(EngineCore):
     @property
     def same_bits(self) -> bool:
         """Whether a stream's bits are its own, whatever is stepped with it (see kernels)."""
-        return not self.arithmetic.endswith("-blas")
+        return self.network.row.same_bits
 
     def counters(self) -> dict[str, int]:
         """What happened to readings (see head.COUNTERS), in all sessions since the engine was
@@ -423,8 +423,8 @@ class Session(SessionCore):
 def _network(model: Model) -> Network:
     x_mean, x_std = _scaling(model.inputs if model.head is None else model.layers[0].input_size)
     y_mean, y_std = _scaling(model.outputs if model.head is None else model.layers[-1].output_size)
-    kernel = kernels.choose(model.dtype).kernel
-    return Network(model.dtype, list(model.layers), x_mean, x_std, y_mean, y_std, kernel)
+    row = kernels.choose(model.dtype).row
+    return Network(row, list(model.layers), x_mean, x_std, y_mean, y_std)
 
 
 def _scaling(features: Sequence[Feature] | int) -> Array:

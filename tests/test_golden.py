@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 import streamlstm as sl
 from networks import C_ERROR, H_ERROR
 from streamlstm import kernels, reference
-from streamlstm.kernels.table import available
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [
@@ -46,7 +45,7 @@ class Golden:
 @pytest.fixture(params=CASES)
 def golden(request, monkeypatch):
     *case, kernel = request.param
-    if kernel in kernels.FUSED and not available(kernel):
+    if kernel in kernels.FUSED and not kernels.available(kernel):
         pytest.skip(f"this CPU lacks the {kernel} kernel")
     if kernel != "float64":
         monkeypatch.setenv(kernels.VARIABLE, kernel)

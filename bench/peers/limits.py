@@ -30,7 +30,7 @@ from peers.native import KernelLoop, load_loops
 from peers.peer_streamlstm import StreamLSTM
 from peers.table import markdown, three_digits
 from peers.timing import QUICK, Contestant, Plan, interleave
-from streamlstm.kernels.table import aligned
+from streamlstm.kernels.pack import aligned
 
 # A step of RTNeural's Eigen backend: a loop inside C++ with sizes fixed at compile time.
 # Not measured here: us on an AMD EPYC of family 25, model 17 (Zen 4), two cores of a VM.

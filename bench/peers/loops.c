@@ -56,7 +56,7 @@ int multiply_adds(void) { return SUMS * LANES; }
 /* ---- the kernel alone ---- */
 
 typedef struct {
-    const fused_kernel *kernel;
+    const Kernel *kernel;
     ptrdiff_t n, steps;  /* of one call */
     char **rows;
     const float *x;      /* [events, n, inputs]; a call takes `steps` of them */
@@ -68,7 +68,7 @@ typedef struct {
 } network;
 
 /* units_padded: up to whole panels of any kernel. */
-network *new_network(const fused_kernel *kernel, ptrdiff_t n, ptrdiff_t steps, char **rows,
+network *new_network(const Kernel *kernel, ptrdiff_t n, ptrdiff_t steps, char **rows,
                      const float *x, ptrdiff_t events, ptrdiff_t units_padded) {
     network *net = calloc(1, sizeof *net);
     *net = (network){
@@ -93,7 +93,8 @@ const float *run_network(network *net, long calls) {
         in = net->x + t * net->steps % net->events * net->n * net->layers[0].inputs;
         for (int k = 0; k < net->count; k++) {
             float *out = net->between[k % 2];
-            net->kernel->recurrent(&net->layers[k], net->n, net->steps, net->rows, in, net->z, 0, out);
+            const Scratch scratch = {.z = net->z};
+            net->kernel->recurrent(&net->layers[k], net->n, net->steps, net->rows, in, &scratch, out);
             in = out;
         }
     }

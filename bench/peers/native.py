@@ -14,7 +14,8 @@ import numpy as np
 
 from peers.cells import Array, Cell
 from streamlstm import kernels
-from streamlstm.kernels import table
+from streamlstm.kernels import pack, table
+from streamlstm.kernels.table import Row
 
 HERE = Path(__file__).parent
 KERNEL_H = HERE.parents[1] / "src_pyx" / "streamlstm" / "kernels"
@@ -62,9 +63,9 @@ class KernelLoop:
         self, loops: ctypes.CDLL, cell: Cell, *, steps: int = 1, without_inputs: bool = False
     ) -> None:
         self.loops, self.cell = loops, cell
-        kernel, lanes = self.find_kernel()
+        row, kernel = self.find_kernel()
         # One row a stream, h and c of all layers, as in the arena.
-        self.states = table.aligned((cell.batch, 2 * cell.units * cell.layers))
+        self.states = pack.aligned((cell.batch, 2 * cell.units * cell.layers))
         self.states[:] = 0
         starts = self.states.ctypes.data + self.states.strides[0] * np.arange(cell.batch)
         self.rows = starts.astype(np.uintp)
@@ -78,23 +79,21 @@ class KernelLoop:
         for k, layer in enumerate(cell.model.layers):
             inputs = 0 if without_inputs else layer.input_size
             gates = np.concatenate([layer.w_x[:, :inputs], layer.w_h], axis=1)
-            w = table.pack(gates.reshape(4, cell.units, -1), lanes)
-            b = table.pack(layer.b.reshape(4, cell.units, 1), lanes)
+            w = pack.packed(row, gates.reshape(4, cell.units, -1))
+            b = pack.packed(row, layer.b.reshape(4, cell.units, 1))
             h = 2 * cell.units * k
             loops.add_layer(self.network, inputs, cell.units, h, w.ctypes.data, b.ctypes.data)
             self.weights += [w, b]
 
     @staticmethod
-    def find_kernel() -> tuple[int, int]:
-        """Its address and its lanes."""
-        name = kernels.choose(np.dtype(np.float32)).kernel
-        found = table.available(name) if name in kernels.FUSED else None
-        if found is None:
-            raise SystemExit(f"{name} is no fused kernel; unset {kernels.VARIABLE}")
+    def find_kernel() -> tuple[Row, int]:
+        """Its row, and the address of what this is in C."""
+        row = kernels.choose(np.dtype(np.float32)).row
+        if row.name not in kernels.FUSED:
+            raise SystemExit(f"{row.name} is no fused kernel; unset {kernels.VARIABLE}")
         # Loaded already, and never unloaded.
-        getter = getattr(ctypes.CDLL(table.__file__), f"streamlstm_kernel_{name}")
-        getter.restype = Pointer
-        return getter(), found[1]
+        found = ctypes.c_char.in_dll(ctypes.CDLL(table.__file__), f"streamlstm_{row.name}")
+        return row, ctypes.addressof(found)
 
     def loop(self, events: Sized) -> None:
         """As many calls of the kernel as there are events."""

@@ -1,25 +1,15 @@
 from typing import Any
 
-from numpy.typing import DTypeLike
-
+from streamlstm.kernels.table import Row
 from streamlstm.layers import Layer
 
 class Network:
-    itemsize: int
+    row: Row
     inputs: int
     outputs: int
     state_size: int
     macs: int
     initial_state: bytes
-    kernel_name: str
-    arithmetic: str
     def __new__(
-        cls,
-        dtype: DTypeLike,
-        layers: list[Layer],
-        x_mean: Any,
-        x_std: Any,
-        y_mean: Any,
-        y_std: Any,
-        kernel: str,
+        cls, row: Row, layers: list[Layer], x_mean: Any, x_std: Any, y_mean: Any, y_std: Any
     ) -> Network: ...

@@ -20,19 +20,25 @@ from typing import Any
 import numpy as np
 
 from streamlstm.errors import EngineError
-from streamlstm.kernels.table import available
+from streamlstm.kernels.table import ROWS, Row
 
 VARIABLE = "STREAMLSTM_KERNEL"
-FUSED = ("avx512", "avx2", "portable")  # widest first
+NAMES = tuple(dict.fromkeys(row.name for row in ROWS))
+FUSED = tuple(row.name for row in ROWS if row.same_bits)  # widest first
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel's name, its arithmetic class, and why it was taken."""
+    """A row of the table of kernels, and why it was taken."""
 
-    kernel: str
-    arithmetic: str
+    row: Row
     why: str
+
+
+def available(name: str, weights: str = "float32") -> Row | None:
+    """The kernel of this name for weights of this format; None where this machine lacks it."""
+    rows = (row for row in ROWS if (row.name, row.weights) == (name, weights) and row.supported)
+    return next(rows, None)
 
 
 def choose(dtype: np.dtype[Any]) -> Choice:
@@ -41,17 +47,18 @@ def choose(dtype: np.dtype[Any]) -> Choice:
     Raises EngineError when STREAMLSTM_KERNEL names one that is unknown or not had here.
     """
     asked = os.environ.get(VARIABLE, "")
-    if asked and asked not in (*FUSED, "blas"):
-        raise EngineError(f"{VARIABLE} is {asked!r}; it may be {', '.join(FUSED)} or blas")
-    if dtype.itemsize != 4:
-        return Choice("blas", "f64-blas", "float64 runs by BLAS")
-    if asked == "blas":
-        return Choice("blas", "f32-blas", f"{VARIABLE}=blas")
-    for name in (asked,) if asked else FUSED:
-        found = available(name)
-        if found:
-            why = f"{VARIABLE}={name}" if asked else "the widest that this CPU has"
-            return Choice(name, found[0], why)
+    if asked and asked not in NAMES:
+        raise EngineError(
+            f"{VARIABLE} is {asked!r}; it may be {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+        )
+    names = [row.name for row in ROWS if row.weights == dtype.name]
+    if names == ["blas"]:
+        asked, why = "", f"{dtype.name} runs by BLAS"
+    else:
+        why = f"{VARIABLE}={asked}" if asked else "the widest that this CPU has"
+    for name in (asked,) if asked else names:
+        if (row := available(name, dtype.name)) is not None:
+            return Choice(row, why)
     raise EngineError(f"{VARIABLE} is {asked}, but this CPU lacks it; unset it or name another")
 
 
@@ -60,9 +67,9 @@ def config() -> dict[str, Any]:
     chosen = {t: choose(np.dtype(t)) for t in ("float32", "float64")}
     return {
         "machine": platform.machine(),
-        "available": [name for name in FUSED if available(name)] + ["blas"],
+        "available": [name for name in NAMES if available(name)],
         **{
-            t: {"kernel": c.kernel, "arithmetic": c.arithmetic, "why": c.why}
+            t: {"kernel": c.row.name, "arithmetic": c.row.arithmetic, "why": c.why}
             for t, c in chosen.items()
         },
     }

@@ -25,13 +25,13 @@ from streamlstm.core.head cimport CompiledHead
 from streamlstm.core.head_steps cimport HeadSteps
 from streamlstm.core.network cimport Network
 from streamlstm.core.threads cimport Threads
-from streamlstm.kernels.table cimport prefetch
+from streamlstm.kernels.kernel cimport FLOAT32, prefetch
 
-from streamlstm.kernels.table import aligned
 from streamlstm.errors import (
     DtypeError, EngineClosedError, ForkedProcessError, InputError, NonFiniteError,
     RepeatedSessionError, SessionError, SessionUnknownError, ShapeError,
 )
+from streamlstm.kernels.pack import aligned
 
 cnp.import_array()
 
@@ -133,7 +133,7 @@ cdef class EngineCore:
         self, Network network not None, Py_ssize_t max_sessions, int threads, largest_event,
         Py_ssize_t vocabulary, CompiledHead head=None,
     ):
-        cdef bint single = network.plan.itemsize == 4 and head is None
+        cdef bint single = network.plan.kernel.numbers == FLOAT32 and head is None
         self.network = network
         self.threads = Threads(network, threads)
         self.inputs, self.outputs = network.plan.inputs, network.plan.outputs
@@ -361,7 +361,7 @@ cdef class EngineCore:
         if macs <= RELEASE_MACS and not self.away:
             # Nobody else gets in while the GIL is held: the lock would only cost.
             done = self.apply_owned(rows, epochs, n, steps, x, y, False)
-        elif macs > LONG_CALL_MACS and not self.network.plan.kernel:
+        elif macs > LONG_CALL_MACS and self.network.plan.kernel.own_threads:
             with self.long_call(), self.lock:
                 done = self.apply_owned(rows, epochs, n, steps, x, y, True)
         else:
@@ -445,11 +445,11 @@ cdef class EngineCore:
         cdef cnp.ndarray out = np.empty((n, ahead, self.head_steps.compiled.plan.quantiles))
         cdef char* at = cnp.PyArray_BYTES(copies)
         cdef double* to = <double*> cnp.PyArray_DATA(out)
-        if self.network.plan.kernel:
-            with self.lock:
+        if self.network.plan.kernel.own_threads:
+            with self.long_call(), self.lock:
                 lost = self.forecast_owned(rows, epochs, n, ahead, at, to)
         else:
-            with self.long_call(), self.lock:
+            with self.lock:
                 lost = self.forecast_owned(rows, epochs, n, ahead, at, to)
         return out if lost < 0 else lost
 

@@ -14,6 +14,7 @@ from streamlstm.core.head cimport (
 from streamlstm.core.head cimport first_refused as refused_at
 from streamlstm.core.network cimport Network
 from streamlstm.core.threads cimport Threads
+from streamlstm.kernels.kernel cimport FLOAT32
 
 
 cdef class HeadSteps:
@@ -50,8 +51,8 @@ cdef class HeadSteps:
         self.takes = <Take*> malloc(n * sizeof(Take))
         self.stepped = <char**> malloc(n * sizeof(char*))
         self.members = <Py_ssize_t*> malloc(n * sizeof(Py_ssize_t))
-        self.x = <char*> malloc(n * self.network.plan.inputs * self.network.plan.itemsize)
-        self.y = <char*> malloc(n * self.network.plan.outputs * self.network.plan.itemsize)
+        self.x = <char*> malloc(n * self.network.plan.inputs * self.network.plan.number_bytes)
+        self.y = <char*> malloc(n * self.network.plan.outputs * self.network.plan.number_bytes)
         if not (self.takes and self.stepped and self.members and self.x and self.y):
             raise MemoryError("no memory for a micro-batch of this size")
         self.room = n
@@ -100,7 +101,7 @@ cdef class HeadSteps:
                 if take.done == take.passes:
                     continue
                 s, at = self.state(rows[i]), m * p.network_inputs
-                if self.network.plan.itemsize == 4:
+                if self.network.plan.kernel.numbers == FLOAT32:
                     feed(p, s, take, <float*> self.x + at)
                 else:
                     feed(p, s, take, <double*> self.x + at)
@@ -116,7 +117,7 @@ cdef class HeadSteps:
         self.threads.run(self.stepped, m, 1, self.x, self.y)
         for j in range(m):
             at = j * p.network_outputs
-            if self.network.plan.itemsize == 4:
+            if self.network.plan.kernel.numbers == FLOAT32:
                 absorb(p, self.state(self.stepped[j]), <const float*> self.y + at)
             else:
                 absorb(p, self.state(self.stepped[j]), <const double*> self.y + at)
@@ -134,7 +135,7 @@ cdef class HeadSteps:
                 for i in range(n):
                     f = out + (i * steps + k - p.horizon) * q
                     self.stepped[i] = forks[i]
-                    if self.network.plan.itemsize == 4:
+                    if self.network.plan.kernel.numbers == FLOAT32:
                         imagine(p, self.state(forks[i]), f[q // 2],
                                 <float*> self.x + i * p.network_inputs)
                     else:
@@ -150,7 +151,7 @@ cdef class HeadSteps:
         """A row's numbers [state_size], all as float64: float32 is exact in it."""
         cdef Py_ssize_t i, size = self.network.state_size
         for i in range(size):
-            if self.network.plan.itemsize == 4:
+            if self.network.plan.kernel.numbers == FLOAT32:
                 numbers[i] = (<const float*> row)[i]
             else:
                 numbers[i] = (<const double*> row)[i]
@@ -160,7 +161,7 @@ cdef class HeadSteps:
         """The other way round."""
         cdef Py_ssize_t i, size = self.network.state_size
         for i in range(size):
-            if self.network.plan.itemsize == 4:
+            if self.network.plan.kernel.numbers == FLOAT32:
                 (<float*> row)[i] = <float> numbers[i]
             else:
                 (<double*> row)[i] = numbers[i]

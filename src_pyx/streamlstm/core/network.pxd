@@ -1,13 +1,14 @@
 """A model's weights, ready to run; see network.pyx."""
-from streamlstm.kernels.table cimport Layer, fused_kernel
+from streamlstm.kernels.kernel cimport Kernel, Layer
+from streamlstm.kernels.table cimport Row
 
 
 # All that a thread without the GIL needs of a Network. Read only.
 ctypedef struct Plan:
-    const fused_kernel* kernel      # NULL: by BLAS
+    const Kernel* kernel
     Layer* layers
     int layer_count
-    int itemsize                    # bytes of a number: 4 or 8
+    int number_bytes                # of a number of an event, a state, an answer
     Py_ssize_t inputs, outputs
     Py_ssize_t width, gates_width   # widest activation and gate vectors
     Py_ssize_t m_width              # of what projections and GRUs keep between two products
@@ -25,17 +26,12 @@ cdef class Network:
     cdef readonly Py_ssize_t state_size     # numbers in a session's row
     cdef readonly Py_ssize_t macs           # multiply-adds of one step of one stream
     cdef readonly bytes initial_state
-    cdef readonly str kernel_name           # avx512, avx2, portable or blas
-    cdef readonly str arithmetic            # networks of one class give the same bits
+    cdef readonly Row row                   # the kernel it runs by
     cdef list owned                         # keeps the arrays behind the pointers alive
 
-    cdef int add_layer(self, Layer* to, layer, dtype) except -1
+    cdef int add_layer(self, Layer* to, layer) except -1
     cdef int add_options(self, Layer* to, layer) except -1
-    cdef int add_state(self, Layer* to, layer, dtype) except -1
-    cdef int add_lstm(self, Layer* to, layer) except -1
-    cdef int add_gru(self, Layer* to, layer) except -1
-    cdef void* matrix(self, w, int gates) except NULL
-    cdef void* vector(self, b, int gates) except NULL
+    cdef int add_state(self, Layer* to, layer) except -1
     cdef void* own(self, array) except NULL
 
 

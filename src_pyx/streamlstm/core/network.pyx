@@ -14,13 +14,13 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from streamlstm.kernels.blas cimport activate, dense_layer, recurrent_layer
-from streamlstm.kernels.table cimport (
-    ACTIVATION, DENSE, EMBEDDING, GRU, LSTM, SATURATION, Layer, find_kernel, float_mode,
+from streamlstm.kernels.kernel cimport (
+    ACTIVATION, DENSE, EMBEDDING, FLOAT32, GRU, SATURATION, Layer, Scratch, float_mode,
     flush_denormals, restore_float_mode,
 )
+from streamlstm.kernels.pack cimport pack_layer
+from streamlstm.kernels.table cimport Row
 
-from streamlstm.kernels.table import aligned, pack
 from streamlstm.layers import FUNCTIONS
 
 # A block's work area stays within the second-level cache's neighbourhood.
@@ -29,7 +29,7 @@ cdef Py_ssize_t BLOCK_MAX = 1024
 # Of a sequence: the gates' input half is written and read again beside the weights in the
 # second-level cache. 16 to 32 were the fastest, 128 cost 5 to 15 %.
 cdef Py_ssize_t RUN_BLOCK = 32
-cdef int LANES_MAX = 16
+cdef int LANES = 16  # of all kernels so far, at most: blocks are of one size, whichever runs
 # In the order of kernel.h's enums.
 KINDS = ("lstm", "gru", "dense", "activation", "embedding")
 COUPLED = ("", "i", "f")
@@ -40,31 +40,17 @@ cdef double bound_of(clip):
     return SATURATION if clip is None else min(clip, SATURATION)
 
 
-def packed_together(list parts):
-    """Packed panels side by side, as pack() gives each: [panels, numbers]."""
-    together = aligned((parts[0].shape[0], sum(a[0].size for a in parts)))
-    return np.concatenate([a.reshape(a.shape[0], -1) for a in parts], axis=1, out=together)
-
-
 cdef class Network:
-    """Weights of a checked model, for one kernel.
+    """Weights of a checked model, for one kernel: a row of the table.
 
-    dtype: float32 or float64. layers: a checked model's (see layers.py). Scaling vectors:
-    [inputs] and [outputs].
-    kernel: "avx512", "avx2", "portable" (float32 only) or "blas".
+    layers: a checked model's (see layers.py). Scaling vectors: [inputs] and [outputs].
     """
 
-    def __cinit__(self, dtype, list layers, x_mean, x_std, y_mean, y_std, str kernel):
+    def __cinit__(self, Row row not None, list layers, x_mean, x_std, y_mean, y_std):
         cdef Plan* plan = &self.plan
-        plan.itemsize = np.dtype(dtype).itemsize
-        self.kernel_name = kernel
-        if kernel == "blas":
-            self.arithmetic = f"f{8 * plan.itemsize}-blas"
-        else:
-            plan.kernel = find_kernel(kernel)
-            if not plan.kernel or plan.itemsize != 4:
-                raise ValueError(f"no {kernel} kernel for {dtype} on this machine")
-            self.arithmetic = plan.kernel.arithmetic.decode()
+        self.row = row
+        plan.kernel = row.kernel
+        plan.number_bytes = sizeof(float) if row.kernel.numbers == FLOAT32 else sizeof(double)
         plan.layers = <Layer*> calloc(len(layers), sizeof(Layer))
         if not plan.layers:
             raise MemoryError("no memory for the layer table")
@@ -72,7 +58,7 @@ cdef class Network:
         plan.layer_count = len(layers)
         self.initial_state = b""
         for i, layer in enumerate(layers):
-            self.add_layer(&plan.layers[i], layer, dtype)
+            self.add_layer(&plan.layers[i], layer)
         plan.inputs = plan.layers[0].inputs
         plan.outputs = plan.layers[plan.layer_count - 1].outputs
 
@@ -83,13 +69,13 @@ cdef class Network:
         plan.y_mean, plan.y_scale = <double*> self.own(y_mean), <double*> self.own(y_std)
 
         numbers = 3 * plan.width + plan.gates_width + plan.m_width
-        plan.block = min(max(WORK_BYTES // (numbers * plan.itemsize), 1), BLOCK_MAX)
-        plan.work_bytes = plan.block * numbers * plan.itemsize
+        plan.block = min(max(WORK_BYTES // (numbers * plan.number_bytes), 1), BLOCK_MAX)
+        plan.work_bytes = plan.block * numbers * plan.number_bytes
 
     def __dealloc__(self):
         free(self.plan.layers)
 
-    cdef int add_layer(self, Layer* to, layer, dtype) except -1:
+    cdef int add_layer(self, Layer* to, layer) except -1:
         cdef Plan* plan = &self.plan
         to.kind = KINDS.index(layer.kind)
         to.inputs, to.outputs = layer.input_size, layer.output_size
@@ -97,20 +83,14 @@ cdef class Network:
         plan.width = max(plan.width, to.inputs, to.outputs)
         if to.kind == ACTIVATION:
             to.function = FUNCTIONS.index(layer.function)
-        elif to.kind == EMBEDDING:
-            to.w = self.own(np.array(layer.w, dtype))
         elif to.kind == DENSE:
             to.function = FUNCTIONS.index(layer.activation)
-            self.macs += layer.w.size
-            to.w, to.b = self.matrix(layer.w, 1), self.vector(layer.b, 1)
-        else:
+        elif to.kind != EMBEDDING:
             self.add_options(to, layer)
-            self.add_state(to, layer, dtype)
-            if to.kind == LSTM:
-                self.add_lstm(to, layer)
-            else:
-                self.add_gru(to, layer)
-        return 0
+            self.add_state(to, layer)
+        if to.kind != EMBEDDING:
+            self.macs += sum(a.size for a in layer.tensors().values() if a.ndim == 2)
+        return pack_layer(to, layer, plan.kernel, self.owned)
 
     cdef int add_options(self, Layer* to, layer) except -1:
         to.gate = FUNCTIONS.index(layer.gate_function)
@@ -126,17 +106,18 @@ cdef class Network:
         to.clip_projection = bound_of(layer.clip_projection)
         return 0
 
-    cdef int add_state(self, Layer* to, layer, dtype) except -1:
+    cdef int add_state(self, Layer* to, layer) except -1:
         """The layer's place in a row, and what a step of it needs of the work area."""
         cdef Plan* plan = &self.plan
         to.h, to.c = self.state_size, self.state_size + to.outputs
         for name, size in zip(("h0", "c0"), layer.state_sizes):
             given = getattr(layer, name)
             start = np.zeros(size) if given is None else given
-            self.initial_state += start.astype(dtype).tobytes()
+            self.initial_state += start.astype(self.row.numbers).tobytes()
             self.state_size += size
         # Whole panels: the fused kernels' scratch is as wide as their packed gates.
-        padded = (to.units + LANES_MAX - 1) // LANES_MAX * LANES_MAX
+        lanes = max(plan.kernel.lanes, LANES)
+        padded = (to.units + lanes - 1) // lanes * lanes
         plan.gates_width = max(plan.gates_width, 4 * padded)
         if to.kind == GRU:
             plan.m_width = max(plan.m_width, 3 * to.units)
@@ -144,66 +125,10 @@ cdef class Network:
             plan.m_width = max(plan.m_width, to.units)
         return 0
 
-    cdef int add_lstm(self, Layer* to, layer) except -1:
-        gates = len(layer.gates)
-        self.macs += layer.w_x.size + layer.w_h.size
-        if self.plan.kernel != NULL:
-            to.w = self.matrix(np.concatenate([layer.w_x, layer.w_h], axis=1), gates)
-        else:
-            to.w, to.w_h = self.matrix(layer.w_x, gates), self.matrix(layer.w_h, gates)
-        to.b = self.vector(layer.b, gates)
-        if layer.norm is not None:
-            to.norm = self.vector(layer.norm, gates)
-        if layer.peep is not None:
-            peep = layer.peep
-            if self.plan.kernel != NULL and layer.coupled:  # a place for each of i, f, o
-                at = 0 if layer.coupled == "i" else layer.units
-                peep = np.insert(peep, at, np.zeros(layer.units, peep.dtype))
-            to.peep = self.vector(peep, len(peep) // layer.units)
-        if layer.w_p is not None:
-            self.macs += layer.w_p.size
-            to.w_p = self.matrix(layer.w_p, 1)
-            to.b_p = self.vector(
-                np.zeros(to.outputs, layer.b.dtype) if layer.b_p is None else layer.b_p, 1)
-        return 0
-
-    cdef int add_gru(self, Layer* to, layer) except -1:
-        cdef Py_ssize_t H = layer.units
-        b_n = np.zeros(H, layer.b.dtype) if layer.b_n is None else layer.b_n
-        self.macs += layer.w_x.size + layer.w_h.size
-        to.b = self.vector(np.concatenate([layer.b, b_n]), 4)
-        if not self.plan.kernel:
-            to.w, to.w_h = self.matrix(layer.w_x, 3), self.matrix(layer.w_h, 3)
-            return 0
-        lanes = self.plan.kernel.lanes
-        hidden = layer.w_h if layer.reset_after else layer.w_h[:2 * H]
-        parts = [pack(w.reshape(-1, H, w.shape[1]), lanes) for w in (layer.w_x, hidden)]
-        to.w = self.own(packed_together(parts))
-        if not layer.reset_after:
-            to.w_p = self.matrix(layer.w_h[2 * H:], 1)
-        return 0
-
-    cdef void* matrix(self, w, int gates) except NULL:
-        """w [gates * units, K] as the kernel wants it."""
-        if self.plan.kernel:
-            return self.own(pack(w.reshape(gates, -1, w.shape[1]), self.plan.kernel.lanes))
-        return self.own(np.array(w.T, order="C"))
-
-    cdef void* vector(self, b, int gates) except NULL:
-        """b [gates * units] as the kernel wants it."""
-        if self.plan.kernel:
-            return self.own(pack(b.reshape(gates, -1, 1), self.plan.kernel.lanes))
-        return self.own(np.array(b))
-
     cdef void* own(self, array) except NULL:
         array = np.ascontiguousarray(array)
         self.owned.append(array)
         return <void*> <Py_ssize_t> array.ctypes.data
-
-    @property
-    def itemsize(self):
-        """Bytes of a number: 4 or 8."""
-        return self.plan.itemsize
 
     @property
     def inputs(self):
@@ -226,7 +151,7 @@ cdef void forward(
     not overlap.
     """
     cdef float_mode mode = flush_denormals()
-    if plan.itemsize == 4:
+    if plan.kernel.numbers == FLOAT32:
         forward_blocks[float](plan, rows, n, steps, <const float*> x, <float*> y, <float*> work)
     else:
         forward_blocks[double](plan, rows, n, steps, <const double*> x, <double*> y, <double*> work)
@@ -257,15 +182,16 @@ cdef void forward_block(
     const floating* x, floating* y, floating* work,
 ) noexcept nogil:
     """One block: n streams whose x and y stand `stride` steps apart."""
-    cdef floating* h_start = work + 2 * plan.block * plan.width
-    cdef floating* z = h_start + plan.block * plan.width
-    cdef floating* m = z + plan.block * plan.gates_width
+    cdef floating* h = work + 2 * plan.block * plan.width
+    cdef floating* z = h + plan.block * plan.width
+    cdef Scratch scratch
     # Where nothing is to be scaled or moved together, x and y are used in place.
     cdef bint packed = stride == steps or n == 1
     cdef bint y_direct = packed and not plan.y_scaled
     cdef const floating* a = x
     cdef floating* out
     cdef int i
+    scratch.h, scratch.z, scratch.m = h, z, z + plan.block * plan.gates_width
     if not packed or plan.x_scaled:
         scale_in(plan, n, steps, stride, x, work + plan.block * plan.width)
         a = work + plan.block * plan.width
@@ -273,7 +199,7 @@ cdef void forward_block(
         out = work + (i % 2) * plan.block * plan.width
         if y_direct and i == plan.layer_count - 1:
             out = y
-        run_layer(plan, &plan.layers[i], n, steps, rows, a, h_start, z, m, out)
+        run_layer(plan, &plan.layers[i], n, steps, rows, a, &scratch, out)
         a = out
     if not y_direct:
         scale_out(plan, n, steps, stride, a, y)
@@ -281,7 +207,7 @@ cdef void forward_block(
 
 cdef inline void run_layer(
     const Plan* plan, const Layer* layer, Py_ssize_t n, Py_ssize_t steps, char** rows,
-    const floating* x, floating* h_start, floating* z, floating* m, floating* out,
+    const floating* x, const Scratch* scratch, floating* out,
 ) noexcept nogil:
     cdef Py_ssize_t pairs = n * steps, i
     if layer.kind == EMBEDDING:
@@ -289,22 +215,12 @@ cdef inline void run_layer(
             memcpy(out + i * layer.outputs,
                    <const floating*> layer.w + <Py_ssize_t> x[i] * layer.outputs,
                    layer.outputs * sizeof(floating))
-        return
-    if floating is float:
-        if plan.kernel:
-            if layer.kind == DENSE:
-                plan.kernel.dense(layer, pairs, x, out)
-            elif layer.kind == ACTIVATION:
-                plan.kernel.activation(layer.function, pairs, layer.units, x, out)
-            else:
-                plan.kernel.recurrent(layer, n, steps, rows, x, z, m, out)
-            return
-    if layer.kind == DENSE:
-        dense_layer(layer, pairs, x, out)
+    elif layer.kind == DENSE:
+        plan.kernel.dense(layer, pairs, x, out)
     elif layer.kind == ACTIVATION:
-        activate(layer.function, pairs, layer.units, x, out)
+        plan.kernel.activation(layer.function, pairs, layer.units, x, out)
     else:
-        recurrent_layer(layer, n, steps, rows, x, h_start, z, m, out)
+        plan.kernel.recurrent(layer, n, steps, rows, x, scratch, out)
 
 
 cdef void scale_in(

@@ -33,7 +33,7 @@ cdef Py_ssize_t SHARE_MIN = 12  # streams; whole tiles of every kernel
 
 cdef void take_shares(Job* job, void* work) noexcept nogil:
     cdef Py_ssize_t first, count
-    cdef Py_ssize_t stream_bytes = job.steps * job.plan.itemsize
+    cdef Py_ssize_t stream_bytes = job.steps * job.plan.number_bytes
     while True:
         first = fetch_add(&job.taken, job.share, 0)  # relaxed: the mutex orders all else
         if first >= job.n:

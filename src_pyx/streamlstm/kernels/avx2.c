@@ -8,6 +8,10 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
+static int supported(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
 /* Only what stands between push and pop may use the target's instructions. */
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -23,7 +27,8 @@
 #define REMAINDER(d, low, r) MULADD(-(low), r, MULADD(-(d), r, SPLAT(1.0f)))
 #define MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
-#define KERNEL kernel_avx2
+#define KERNEL streamlstm_avx2
+#define NAME "avx2"
 #define ARITHMETIC "f32-fma-2"
 #include "fused.h"
 
@@ -33,9 +38,7 @@
 #pragma GCC pop_options
 #endif
 
-const fused_kernel *streamlstm_kernel_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNEL : 0;
-}
 #else
-const fused_kernel *streamlstm_kernel_avx2(void) { return 0; }
+static int supported(void) { return 0; }
+const Kernel streamlstm_avx2 = {.name = "avx2", .arithmetic = "f32-fma-2", .weights = "float32", .supported = supported};
 #endif

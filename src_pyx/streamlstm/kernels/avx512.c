@@ -8,6 +8,11 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
+static int supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+
 /* Only what stands between push and pop may use the target's instructions. */
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
@@ -23,7 +28,8 @@
 #define REMAINDER(d, low, r) MULADD(-(low), r, MULADD(-(d), r, SPLAT(1.0f)))
 #define MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
-#define KERNEL kernel_avx512
+#define KERNEL streamlstm_avx512
+#define NAME "avx512"
 #define ARITHMETIC "f32-fma-2"
 #include "fused.h"
 
@@ -33,10 +39,7 @@
 #pragma GCC pop_options
 #endif
 
-const fused_kernel *streamlstm_kernel_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") ? &KERNEL : 0;
-}
 #else
-const fused_kernel *streamlstm_kernel_avx512(void) { return 0; }
+static int supported(void) { return 0; }
+const Kernel streamlstm_avx512 = {.name = "avx512", .arithmetic = "f32-fma-2", .weights = "float32", .supported = supported};
 #endif

@@ -1,18 +1,4 @@
-"""Cell equations by BLAS; see blas.pyx."""
-from cython cimport floating
+"""The rows that run by BLAS; see blas.pyx."""
+from streamlstm.kernels.kernel cimport Kernel
 
-from streamlstm.kernels.table cimport Layer
-
-
-cdef void recurrent_layer(
-    const Layer* layer, Py_ssize_t n, Py_ssize_t steps, char** rows,
-    const floating* x, floating* h_start, floating* z, floating* m, floating* out,
-) noexcept nogil
-
-cdef void dense_layer(
-    const Layer* layer, Py_ssize_t n, const floating* x, floating* out,
-) noexcept nogil
-
-cdef void activate(
-    int function, Py_ssize_t n, Py_ssize_t units, const floating* x, floating* out,
-) noexcept nogil
+cdef Kernel blas_float32, blas_float64

@@ -1,18 +1,19 @@
 """Cell equations by BLAS, float32 and float64; reference.py writes them down.
 
-Matrices are row-major; n streams, T steps, I inputs, H units, P numbers of h. Weights are
-stored transposed ([I, G H], the gates side by side), so that a step of one stream is the fast
-form of gemv (y = W'x along the columns) and a batch is a plain gemm.
+Matrices are row-major; n streams, T steps, I inputs, H units, P numbers of h. One panel of all
+units (kernel.h) is the weights transposed ([I, G H], the gates side by side, then those over h),
+so that a step of one stream is the fast form of gemv (y = W'x along the columns) and a batch is a
+plain gemm.
 """
 from cython cimport floating
 from libc.math cimport exp, expf, sqrt, tanh, tanhf
 from libc.string cimport memcpy
 
-from streamlstm.kernels.products cimport gemm, gemv
-from streamlstm.kernels.table cimport (
-    COUPLED_F, COUPLED_I, GRU, HARD_SIGMOID, HARD_SIGMOID6, LINEAR, NORM_EPSILON, RELU,
-    SATURATION, SIGMOID, SOFTMAX, TANH,
+from streamlstm.kernels.kernel cimport (
+    COUPLED_F, COUPLED_I, FLOAT32, FLOAT64, GRU, HARD_SIGMOID, HARD_SIGMOID6, LINEAR,
+    NORM_EPSILON, RELU, SATURATION, SIGMOID, SOFTMAX, TANH, Kernel, Layer, Scratch,
 )
+from streamlstm.kernels.products cimport gemm, gemv
 
 
 cdef inline floating sigma(floating z) noexcept nogil:
@@ -121,23 +122,21 @@ cdef void any_cell(const Layer* layer, floating* z, floating* c, floating* h) no
     """Sums [G H] in the order i, f, g, o, without a coupled gate -> new c and h."""
     cdef Py_ssize_t H = layer.units, j
     cdef int gates = 3 if layer.coupled else 4
-    cdef int i_peep = -1 if layer.coupled == COUPLED_I else 0
-    cdef int f_peep = -1 if layer.coupled == COUPLED_F else i_peep + 1
     cdef floating* i = z
     cdef floating* f = z + (gates - 3) * H
     cdef floating* g = z + (gates - 2) * H
     cdef floating* o = z + (gates - 1) * H
     cdef floating in_j, f_j
     if layer.coupled != COUPLED_I:
-        finish_gate(layer, 0, i_peep, layer.gate, c, z)
+        finish_gate(layer, 0, 0, layer.gate, c, z)
     if layer.coupled != COUPLED_F:
-        finish_gate(layer, gates - 3, f_peep, layer.gate, c, z)
+        finish_gate(layer, gates - 3, 1, layer.gate, c, z)
     finish_gate(layer, gates - 2, -1, layer.candidate, c, z)
     for j in range(H):
         in_j = 1 - f[j] if layer.coupled == COUPLED_I else i[j]
         f_j = 1 - i[j] if layer.coupled == COUPLED_F else f[j]
         c[j] = held(f_j * c[j] + in_j * g[j], layer.clip_cell)
-    finish_gate(layer, gates - 1, gates - 2, layer.gate, c, z)
+    finish_gate(layer, gates - 1, 2, layer.gate, c, z)
     for j in range(H):
         h[j] = held(o[j] * cell_function_of(layer.output, c[j]), SATURATION)
 
@@ -152,8 +151,8 @@ cdef inline void lstm_step(
     cdef floating* to
     z += t * width
     out += t * P
-    product(n, width, P, h, h_stride, <const floating*> layer.w_h, width, <floating> 1,
-            z, stride * width)
+    cdef const floating* w_h = <const floating*> layer.w + layer.inputs * width
+    product(n, width, P, h, h_stride, w_h, width, <floating> 1, z, stride * width)
     for i in range(n):
         to = m + i * H if layer.w_p else out + i * stride * P
         if layer.plain:
@@ -178,7 +177,7 @@ cdef inline void gru_step(
 ) noexcept nogil:
     """Step t of n streams, as lstm_step. m [n, 3H]: U h + b_n; or, in its first H, r h."""
     cdef Py_ssize_t H = layer.units, i, j
-    cdef const floating* w_h = <const floating*> layer.w_h
+    cdef const floating* w_h = <const floating*> layer.w + layer.inputs * 3 * H
     cdef const floating* b_n = <const floating*> layer.b + 3 * H
     cdef const floating* old
     cdef floating* at
@@ -188,7 +187,7 @@ cdef inline void gru_step(
     if layer.reset_after:
         product(n, 3 * H, H, h, h_stride, w_h, 3 * H, <floating> 0, m, 3 * H)
     else:
-        product(n, 2 * H, H, h, h_stride, w_h, 3 * H, <floating> 1, z, stride * 3 * H)
+        product(n, 2 * H, H, h, h_stride, w_h, 2 * H, <floating> 1, z, stride * 3 * H)
     for i in range(n):
         at, mine, old = z + i * stride * 3 * H, m + i * 3 * H, h + i * h_stride
         for j in range(2 * H):
@@ -201,7 +200,8 @@ cdef inline void gru_step(
             else:
                 mine[j] = held(at[j] * old[j], SATURATION)
     if not layer.reset_after:
-        product(n, H, H, m, 3 * H, w_h + 2 * H, 3 * H, <floating> 1, z + 2 * H, stride * 3 * H)
+        product(n, H, H, m, 3 * H, <const floating*> layer.w_p, H, <floating> 1, z + 2 * H,
+                stride * 3 * H)
     for i in range(n):
         at, old = z + i * stride * 3 * H, h + i * h_stride
         for j in range(H):
@@ -213,16 +213,13 @@ cdef inline void gru_step(
 
 # -- layers -------------------------------------------------------------------------------
 
-cdef void recurrent_layer(
+cdef inline void recurrent_layer(
     const Layer* layer, Py_ssize_t n, Py_ssize_t steps, char** rows,
     const floating* x, floating* h_start, floating* z, floating* m, floating* out,
 ) noexcept nogil:
-    """T steps of n streams: x [n, T, I] -> out [n, T, P]; h and c in `rows` move on.
-
-    z [n, T, 4H], h_start [n, P] and m [n, 3H] are scratch. The input half of all gates is one
-    product; the recurrent half is one product per step, which reads h where the step before
-    left it in `out` and adds to z in place (the strides are T rows).
-    """
+    """The input half of all gates is one product; the recurrent half is one product per step,
+    which reads h where the step before left it in `out` and adds to z in place (the strides are
+    T rows)."""
     cdef Py_ssize_t P = layer.outputs, i, t
     cdef Py_ssize_t width = (3 if layer.kind == GRU or layer.coupled else 4) * layer.units
     cdef const floating* h = h_start
@@ -245,10 +242,9 @@ cdef void recurrent_layer(
         memcpy(<floating*> rows[i] + layer.h, out + ((i + 1) * steps - 1) * P, P * sizeof(floating))
 
 
-cdef void activate(
+cdef inline void activate(
     int function, Py_ssize_t n, Py_ssize_t units, const floating* x, floating* out,
 ) noexcept nogil:
-    """x [n, units] -> out [n, units], which may be the same."""
     cdef Py_ssize_t _i, j
     cdef floating largest
     cdef double total
@@ -270,7 +266,7 @@ cdef void activate(
         out += units
 
 
-cdef void dense_layer(
+cdef inline void dense_layer(
     const Layer* layer, Py_ssize_t n, const floating* x, floating* out,
 ) noexcept nogil:
     """out[n, O] = function(b + x[n, I] W[I, O])."""
@@ -279,3 +275,84 @@ cdef void dense_layer(
             layer.units, <floating> 1, out, layer.units)
     if layer.function != LINEAR:
         activate(layer.function, n, layer.units, <const floating*> out, out)
+
+
+# -- the rows -----------------------------------------------------------------------------
+
+cdef int always() noexcept nogil:
+    return 1
+
+
+cdef inline void transpose(
+    int gates, int units, int depth, const floating* w, floating* to,
+) noexcept nogil:
+    cdef Py_ssize_t j, k, width = gates * <Py_ssize_t> units
+    for j in range(width):
+        for k in range(depth):
+            to[k * width + j] = w[j * depth + k]
+
+
+cdef ptrdiff_t panel_bytes_32(int gates, int units, int depth) noexcept nogil:
+    return <ptrdiff_t> gates * units * depth * <ptrdiff_t> sizeof(float)
+
+
+cdef void pack_32(
+    int gates, int units, int depth, const void* w, char* to, ptrdiff_t stride,
+) noexcept nogil:
+    transpose(gates, units, depth, <const float*> w, <float*> to)
+
+
+cdef void recurrent_32(
+    const Layer* layer, ptrdiff_t n, ptrdiff_t steps, char** rows, const void* x,
+    const Scratch* scratch, void* out,
+) noexcept nogil:
+    recurrent_layer(layer, n, steps, rows, <const float*> x, <float*> scratch.h,
+                    <float*> scratch.z, <float*> scratch.m, <float*> out)
+
+
+cdef void dense_32(const Layer* layer, ptrdiff_t n, const void* x, void* out) noexcept nogil:
+    dense_layer(layer, n, <const float*> x, <float*> out)
+
+
+cdef void activation_32(
+    int function, ptrdiff_t n, ptrdiff_t units, const void* x, void* out,
+) noexcept nogil:
+    activate(function, n, units, <const float*> x, <float*> out)
+
+
+cdef ptrdiff_t panel_bytes_64(int gates, int units, int depth) noexcept nogil:
+    return <ptrdiff_t> gates * units * depth * <ptrdiff_t> sizeof(double)
+
+
+cdef void pack_64(
+    int gates, int units, int depth, const void* w, char* to, ptrdiff_t stride,
+) noexcept nogil:
+    transpose(gates, units, depth, <const double*> w, <double*> to)
+
+
+cdef void recurrent_64(
+    const Layer* layer, ptrdiff_t n, ptrdiff_t steps, char** rows, const void* x,
+    const Scratch* scratch, void* out,
+) noexcept nogil:
+    recurrent_layer(layer, n, steps, rows, <const double*> x, <double*> scratch.h,
+                    <double*> scratch.z, <double*> scratch.m, <double*> out)
+
+
+cdef void dense_64(const Layer* layer, ptrdiff_t n, const void* x, void* out) noexcept nogil:
+    dense_layer(layer, n, <const double*> x, <double*> out)
+
+
+cdef void activation_64(
+    int function, ptrdiff_t n, ptrdiff_t units, const void* x, void* out,
+) noexcept nogil:
+    activate(function, n, units, <const double*> x, <double*> out)
+
+
+blas_float32 = Kernel(
+    name=b"blas", arithmetic=b"f32-blas", weights=b"float32", numbers=FLOAT32, lanes=0,
+    same_bits=0, own_threads=1, supported=always, panel_bytes=panel_bytes_32, pack=pack_32,
+    recurrent=recurrent_32, dense=dense_32, activation=activation_32, exponential=NULL)
+blas_float64 = Kernel(
+    name=b"blas", arithmetic=b"f64-blas", weights=b"float64", numbers=FLOAT64, lanes=0,
+    same_bits=0, own_threads=1, supported=always, panel_bytes=panel_bytes_64, pack=pack_64,
+    recurrent=recurrent_64, dense=dense_64, activation=activation_64, exponential=NULL)

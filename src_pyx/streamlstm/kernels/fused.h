@@ -5,7 +5,7 @@
  *   MULADD(a,b,c)  a b + c, fused or not: this names the arithmetic class
  *   REMAINDER(d,low,r)  1 - (d + low) r to many digits, where r is 1 / d rounded
  *   MAX(a,b) MIN(a,b)  b where a lane is NaN
- *   KERNEL, ARITHMETIC
+ *   KERNEL, NAME, ARITHMETIC, supported()
  *
  * A tile is R streams x P panels of up to 4 vectors of sums. After the loop over k the vectors
  * of a stream's panel ARE its gates for VL units, so the functions and the update of c and h
@@ -271,7 +271,9 @@ static void multiply(const product *of, ptrdiff_t n) {
     }
 }
 
-static void activation(int function, ptrdiff_t n, ptrdiff_t units, const float *x, float *out) {
+static void activation(int function, ptrdiff_t n, ptrdiff_t units, const void *from, void *to) {
+    const float *x = from;
+    float *out = to;
     if (function == SOFTMAX) {
         for (ptrdiff_t i = 0; i < n; i++)
             softmax(units, x + i * units, out + i * units);
@@ -281,7 +283,7 @@ static void activation(int function, ptrdiff_t n, ptrdiff_t units, const float *
         store_lanes(out + i, function_of(function, load_lanes(x + i, n * units - i)), n * units - i);
 }
 
-static void dense(const Layer *layer, ptrdiff_t n, const float *x, float *out) {
+static void dense(const Layer *layer, ptrdiff_t n, const void *x, void *out) {
     product of = {layer->w, layer->b, layer->inputs, layer->units, layer->function, INFINITY,
                   x, layer->inputs, out, layer->units};
     multiply(&of, n);
@@ -381,7 +383,9 @@ static void step(const Layer *layer, int cell, ptrdiff_t n, char **rows, places 
 #define AHEAD_UNITS_MIN 33
 
 static void recurrent(const Layer *layer, ptrdiff_t n, ptrdiff_t steps, char **rows,
-                      const float *x, float *z, float *m, float *out) {
+                      const void *from, const Scratch *scratch, void *to) {
+    const float *x = from;
+    float *z = scratch->z, *out = to;
     const ptrdiff_t I = layer->inputs, O = layer->outputs, Z = PANELS(layer->units) * 4 * VL;
     const int cell = cell_of(layer);
     const int ahead = steps > 1 && n <= AHEAD_STREAMS_MAX && layer->units >= AHEAD_UNITS_MIN;
@@ -396,16 +400,41 @@ static void recurrent(const Layer *layer, ptrdiff_t n, ptrdiff_t steps, char **r
         at.out = out + t * O;
         if (!ahead)
             at.x = x + t * I, at.x_stride = steps * I;
-        step(layer, cell, n, rows, at, m);
+        step(layer, cell, n, rows, at, scratch->m);
         at.h = at.out, at.h_stride = steps * O;
     }
     for (ptrdiff_t i = 0; i < n; i++)
         memcpy((float *)rows[i] + layer->h, out + ((i + 1) * steps - 1) * O, O * sizeof(float));
 }
 
-static void exponential(ptrdiff_t n, const float *x, float *y) {
+static void exponential(ptrdiff_t n, const void *from, void *to) {
+    const float *x = from;
+    float *y = to;
     for (ptrdiff_t i = 0; i < n; i += VL)
         store_lanes(y + i, exp_of(load_lanes(x + i, n - i)), n - i);
 }
 
-static const fused_kernel KERNEL = {ARITHMETIC, VL, recurrent, dense, activation, exponential};
+/* ---- the row ---------------------------------------------------------------------- */
+
+static ptrdiff_t panel_bytes(int gates, int units, int depth) {
+    (void)units;
+    return (ptrdiff_t)depth * gates * VL * (ptrdiff_t)sizeof(float);
+}
+
+static void pack(int gates, int units, int depth, const void *from, char *to, ptrdiff_t stride) {
+    const float *w = from;
+    for (ptrdiff_t panel = 0; panel < PANELS(units); panel++, to += stride)
+        for (int k = 0; k < depth; k++)
+            for (int g = 0; g < gates; g++)
+                for (int lane = 0; lane < VL; lane++) {
+                    const ptrdiff_t unit = panel * VL + lane;
+                    ((float *)to)[((ptrdiff_t)k * gates + g) * VL + lane] =
+                        unit < units ? w[(g * (ptrdiff_t)units + unit) * depth + k] : 0;
+                }
+}
+
+const Kernel KERNEL = {
+    .name = NAME, .arithmetic = ARITHMETIC, .weights = "float32", .numbers = FLOAT32, .lanes = VL,
+    .same_bits = 1, .supported = supported, .panel_bytes = panel_bytes, .pack = pack,
+    .recurrent = recurrent, .dense = dense, .activation = activation, .exponential = exponential,
+};

@@ -13,7 +13,8 @@
 #define REMAINDER(d, low, r) remainder_of(d, low, r)
 #define MAX(a, b) choose((a) > (b), a, b)
 #define MIN(a, b) choose((a) < (b), a, b)
-#define KERNEL kernel_portable
+#define KERNEL streamlstm_portable
+#define NAME "portable"
 #define ARITHMETIC "f32-muladd-2"
 
 typedef float vf_ __attribute__((vector_size(16)));
@@ -28,6 +29,5 @@ static inline vf_ remainder_of(vf_ d, vf_ low, vf_ r) {
     vf_ d_head = head(d), r_head = head(r);
     return splat(1.0f) - d_head * r_head - (d_head * (r - r_head) + (d - d_head + low) * r);
 }
+static int supported(void) { return 1; }
 #include "fused.h"
-
-const fused_kernel *streamlstm_kernel_portable(void) { return &KERNEL; }

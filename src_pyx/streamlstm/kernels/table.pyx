@@ -1,67 +1,62 @@
-"""The fused float32 kernels: which there are, and the packing of weights for them.
+"""The table of kernels: one row each.
 
-kernel.h says what a kernel is and how its weights lie; fused.h is their one
-source, built once per target by avx512.c, avx2.c and portable.c.
+kernel.h says what a row is and how its weights lie; fused.h is the one source of the fused float32
+kernels, built once per target by avx512.c, avx2.c and portable.c. A new target or weight format is
+a file with its row, and a line here.
 """
 import numpy as np
 
+from streamlstm.kernels.blas cimport blas_float32, blas_float64
+from streamlstm.kernels.kernel cimport (
+    FLOAT32, Kernel, float_mode, flush_denormals, restore_float_mode,
+)
+
 from streamlstm.layers import FUNCTIONS
 
-ALIGNMENT = 64
-
-
-cdef const fused_kernel* find_kernel(str name) except? NULL:
-    """The kernel of this name, or NULL where this CPU or this build lacks it."""
-    if name == "avx512":
-        return streamlstm_kernel_avx512()
-    if name == "avx2":
-        return streamlstm_kernel_avx2()
-    if name == "portable":
-        return streamlstm_kernel_portable()
-    raise ValueError(f"no kernel is called {name!r}")
-
-
-def available(str name):
-    """(arithmetic class, lanes) of a kernel, or None where this machine lacks it."""
-    cdef const fused_kernel* kernel = find_kernel(name)
-    return (kernel.arithmetic.decode(), kernel.lanes) if kernel else None
-
-
-def pack(gates, int lanes):
-    """Panels of `lanes` units: gates [G, units, K] -> [panels, K, G, lanes], zero-filled.
-
-    The result is float32, C-ordered and aligned to 64 bytes.
+cdef extern from *:
     """
-    cdef int G, units, K
-    G, units, K = gates.shape
-    panels = (units + lanes - 1) // lanes
-    packed = aligned((panels, K, G, lanes))
-    padded = np.zeros((G, panels * lanes, K), np.float32)
-    padded[:, :units] = gates
-    packed[...] = padded.reshape(G, panels, lanes, K).transpose(1, 3, 0, 2)
-    return packed
+    #include "kernel.h"
+    extern const Kernel streamlstm_avx512, streamlstm_avx2, streamlstm_portable;
+    """
+    const Kernel streamlstm_avx512, streamlstm_avx2, streamlstm_portable
 
 
-def aligned(shape):
-    """A float32 array whose data start on a cache line."""
-    count = int(np.prod(shape))
-    room = np.empty(count * 4 + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start:start + count * 4].view(np.float32).reshape(shape)
+cdef class Row:
+    """A kernel: its name, arithmetic class, weight format, type of numbers."""
 
 
-def apply(str kernel_name, str function, const float[::1] x):
+cdef Row row(const Kernel* kernel):
+    cdef Row self = Row.__new__(Row)
+    self.kernel = kernel
+    self.name, self.arithmetic = kernel.name.decode(), kernel.arithmetic.decode()
+    self.weights = kernel.weights.decode()
+    self.numbers = "float32" if kernel.numbers == FLOAT32 else "float64"
+    self.lanes, self.same_bits = kernel.lanes, kernel.same_bits
+    self.supported = kernel.supported()
+    return self
+
+
+# Of one weight format the fastest first: what runs is the first that is supported.
+ROWS = (
+    row(&streamlstm_avx512),
+    row(&streamlstm_avx2),
+    row(&streamlstm_portable),
+    row(&blas_float32),
+    row(&blas_float64),
+)
+
+
+def apply(Row row not None, str function, const float[::1] x):
     """A kernel's own exp, tanh or sigmoid of x [n] -> [n]: what the tests measure."""
-    cdef const fused_kernel* kernel = find_kernel(kernel_name)
     cdef float[::1] y = np.empty(x.shape[0], np.float32)
     cdef float_mode mode
-    if not kernel:
-        raise ValueError(f"this machine lacks the {kernel_name} kernel")
+    if not row.kernel.exponential:
+        raise ValueError(f"the {row.name} kernel has no functions of its own")
     if x.shape[0]:
         mode = flush_denormals()
         if function == "exp":
-            kernel.exponential(x.shape[0], &x[0], &y[0])
+            row.kernel.exponential(x.shape[0], &x[0], &y[0])
         else:
-            kernel.activation(FUNCTIONS.index(function), 1, x.shape[0], &x[0], &y[0])
+            row.kernel.activation(FUNCTIONS.index(function), 1, x.shape[0], &x[0], &y[0])
         restore_float_mode(mode)
     return np.asarray(y)
