@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from streamlstm import __version__
 from streamlstm.commands.arguments import EXIT_CODES
@@ -49,6 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Completion(argparse.Action):
+    def __call__(self, whole: argparse.ArgumentParser, _: Any, shell: Any, __: Any = None) -> None:
+        import shtab  # noqa: PLC0415  (for this alone)
+
+        (commands,) = (a for a in whole._actions if isinstance(a, argparse._SubParsersAction))
+        for command in commands.choices.values():
+            for action in command._actions:
+                if action.metavar in ("CSV", "FILE", "MODEL"):
+                    action.complete = shtab.FILE
+                elif action.metavar == "DIR":
+                    action.complete = shtab.DIRECTORY
+        print(shtab.complete(whole, shell))
+        whole.exit()
+
+
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of some commands."""
     whole = argparse.ArgumentParser(
@@ -57,6 +72,12 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     whole.add_argument("--version", action="version", version=f"streamlstm {__version__}")
+    whole.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print what makes a shell complete commands, options and files",
+    )
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in names:
         importlib.import_module(f"streamlstm.commands.{COMMANDS[name]}").add(commands)

@@ -50,6 +50,22 @@ def numbers(text: str) -> Any:
     return np.array(rows[1:], np.float64)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell: str) -> None:
+    done = run("--print-completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("detect", "--save-model", "async"):
+        assert word in done.stdout
+    if shell == "bash":
+        asked = "source /dev/stdin; COMP_WORDS=(streamlstm stat); COMP_CWORD=1; _shtab_streamlstm"
+        asked = f"{asked} streamlstm stat streamlstm; echo $COMPREPLY"
+        bash = subprocess.run(
+            ["bash", "-c", asked], input=done.stdout, capture_output=True, text=True, check=True
+        )
+        assert bash.stdout == "stats\n"
+    assert exit_code("--print-completion", "fish") == 2
+
+
 def test_help_names_commands_and_exit_codes() -> None:
     done = run("--help")
     assert done.returncode == 0
