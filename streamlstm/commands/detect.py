@@ -21,7 +21,7 @@ from streamlstm.commands.arguments import (
     wrong_usage,
 )
 from streamlstm.commands.kept import SAVE_S, Kept
-from streamlstm.commands.lines import Teller, complain, while_read, wrapped
+from streamlstm.commands.lines import Teller, complain, wrapped
 from streamlstm.commands.scores import scores_file
 from streamlstm.commands.stops import Stops
 from streamlstm.commands.summary import Counted
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     files = [Path(file).resolve() for file in files if file not in (None, "-")]
     if len(set(files)) < len(files):
         return wrong_usage("detect: two of its files are the same; write each to its own")
-    return while_read(_run, args)
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

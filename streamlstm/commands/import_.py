@@ -25,7 +25,7 @@ from streamlstm.commands.described import (
     show,
     told,
 )
-from streamlstm.commands.lines import say, while_read
+from streamlstm.commands.lines import say
 from streamlstm.commands.written import check_writable, made_by, remember
 from streamlstm.errors import ModelError, UnsupportedModelError
 from streamlstm.importers import model_of, open_source
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and Path(args.out).resolve() == Path(args.file).resolve():
         return wrong_usage("import: -o is FILE itself; write the model elsewhere")
     if args.list:
-        return while_read(_run_list, args)
+        return _run_list(args)
     return _run_import(args)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from streamlstm import model_file
 from streamlstm.commands.arguments import add_command, add_flow
 from streamlstm.commands.described import list_layers, say_assumed, say_proof, say_unproven, show
-from streamlstm.commands.lines import say, while_read
+from streamlstm.commands.lines import say
 from streamlstm.errors import ModelError
 from streamlstm.importers import model_of, open_source
 
@@ -23,11 +23,6 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises StreamLSTMError, OSError."""
-    return while_read(_run, args)
-
-
-def _run(args: argparse.Namespace) -> int:
     """Show a model file of ours or of a foreign format. Raises StreamLSTMError, OSError."""
     path = Path(args.file)
     if not path.exists():  # it has no format either

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final, TextIO
 
 FACT: Final = 13
 """Where a fact's text begins."""
+
+NAME_WIDTH: Final = 11
+"""Of a table's columns, at which their names are broken."""
 
 
 def wrapped(text: str, indent: int) -> str:
@@ -40,20 +42,20 @@ def complain(sentence: str) -> None:
     print(wrapped(text, 2) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """Rows of cells under their names, numbers to the right; long names go over several lines."""
+    header = [textwrap.wrap(name, NAME_WIDTH) for name in table[0]]
+    height = max(map(len, header))
+    lines = [[""] * (height - len(words)) + words for words in header]
+    rows = [*zip(*lines, strict=True), *table[1:]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
 def printable(text: str) -> str:
     """What stands in a file may hold what would move the terminal's cursor."""
     return text if text.isprintable() else repr(text)
-
-
-def while_read(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command whose reader, say `head`, may have enough."""
-    try:
-        code = run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
 
 
 class Teller:

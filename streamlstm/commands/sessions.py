@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -105,15 +104,11 @@ def _list(store: Reader, args: argparse.Namespace) -> None:
         for s in store.summaries()
         if s.model in models and (args.name is None or fnmatchcase(s.name, args.name))
     )
-    try:
-        if args.json:
-            for row in rows:
-                print(json.dumps(row))
-        else:
-            _print_table(rows)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, say `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if args.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        _print_table(rows)
 
 
 def _print_table(rows: Iterator[dict[str, Any]]) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from streamlstm import csv_events
 from streamlstm.commands.arguments import add_command, wrong_usage
-from streamlstm.commands.lines import while_read
-from streamlstm.errors import InputError, StreamLSTMError
+from streamlstm.errors import InputError, SessionError, StreamLSTMError
 
 PROGRESS_AFTER_S: Final = 1.0
 
@@ -54,7 +53,11 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.resume and not args.connect:
         return wrong_usage("stream: --resume needs --connect ADDRESS")
-    return while_read(_stream_rows, args)
+    try:
+        return _stream_rows(args)
+    except SessionError as error:
+        told = str(error).replace("resume=True", "--resume")
+        raise type(error)(str(error), command_line=told) from error
 
 
 def _stream_rows(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from streamlstm.commands.arguments import (
     seed,
     wrong_usage,
 )
-from streamlstm.commands.lines import say
+from streamlstm.commands.lines import print_table, say
 from streamlstm.commands.training import ProgressLine, training_of_torch
 from streamlstm.commands.written import check_writable, made_by, remember, same_file
 
@@ -209,9 +209,7 @@ def _table(errors: Sequence[Errors], head: Head) -> None:
         others = [_number(e.rivals.get(name, math.nan)) for name in rivals]
         coverage = f"{e.residual.coverage:.0%}" if e.rows else "-"
         table.append([str(e.steps), f"{e.rows:,}", _number(e.model), *others, coverage])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+    print_table(table)
 
 
 def _number(error: float) -> str:

@@ -16,6 +16,7 @@ from streamlstm.errors import InputError
 from streamlstm.feature import Feature
 from streamlstm.head import CYCLES, Cycle, Head, Late, Missing, Spacing
 from streamlstm.readings import Series
+from streamlstm.wording import counted
 
 Array = NDArray[Any]
 
@@ -268,6 +269,6 @@ def check_known(y: Sequence[Array], held_out: Sequence[int], target: str) -> Non
         unknown = np.flatnonzero(~np.isfinite(np.concatenate(parts)).any(axis=0))
         if unknown.size:
             raise InputError(
-                f"{target} is never known {unknown[0] + 1} step or more after a row in the rows to "
+                f"{target} is never known {counted(int(unknown[0]) + 1, 'step')} after a row in the rows to "
                 f"{what}; training needs more of its values there, or a shorter horizon"
             )
