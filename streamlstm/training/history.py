@@ -269,6 +269,6 @@ def check_known(y: Sequence[Array], held_out: Sequence[int], target: str) -> Non
         unknown = np.flatnonzero(~np.isfinite(np.concatenate(parts)).any(axis=0))
         if unknown.size:
             raise InputError(
-                f"{target} is never known {counted(int(unknown[0]) + 1, 'step')} after a row in the "
-                f"rows to {what}; training needs more of its values there, or a shorter horizon"
+                f"{target} is never known {counted(int(unknown[0]) + 1, 'step')} after a row in "
+                f"the rows to {what}; training needs more of its values there, or a shorter horizon"
             )
