@@ -13,32 +13,25 @@ others are first walked header by header (`_walk`), which builds nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import msgpack
-import numpy as np
-import numpy.typing as npt
 
 from streamlstm import errors
 from streamlstm.errors import (
-    InputError,
     ProtocolError,
     ServerInternalError,
     ServiceError,
-    ShapeError,
     StreamLSTMError,
 )
+from streamlstm.service.operations import OPERATIONS, STEP, Fields, Fork, Open, Operation
 
 VERSION: Final = 1
 
 Ident: TypeAlias = int | str | bytes | None
 """A correlation id: chosen by the client, echoed in the reply; None where a request had none."""
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,124 +74,6 @@ def error_from_wire(code: object, sentence: object) -> StreamLSTMError:
     if cls is None:
         return ServiceError(f"{code}: {sentence}")
     return cls(str(sentence))
-
-
-# --- field checks ---------------------------------------------------------------------------------
-
-
-def _is_handle(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 64
-
-
-def _is_epoch(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 32
-
-
-def _is_seq(value: object) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 1 << 63)
-
-
-def _is_deadline(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
-
-
-def _is_payload(value: object) -> bool:
-    return type(value) is bytes or type(value) is tuple
-
-
-def _is_vector(value: object) -> bool:
-    return type(value) is bytes or (type(value) is tuple and set(map(type, value)) <= {int})
-
-
-_Check: TypeAlias = tuple[str, Callable[[Any], bool], str]
-
-_NAME: Final[_Check] = (
-    "name",
-    lambda value: type(value) is str and value != "",
-    "a string that is not empty",
-)
-_MODEL: Final[_Check] = ("model", lambda value: value is None or type(value) is str, "a name, nil")
-_RESUME: Final[_Check] = ("resume", lambda value: type(value) is bool, "true or false")
-_HANDLE: Final[_Check] = ("handle", _is_handle, "an unsigned 64-bit integer")
-_EPOCH: Final[_Check] = ("epoch", _is_epoch, "an unsigned 32-bit integer")
-_SEQ: Final[_Check] = ("seq", _is_seq, "an integer of 0 or more, or nil")
-_DEADLINE: Final[_Check] = (
-    "deadline",
-    _is_deadline,
-    "finite seconds of the server's clock, or nil",
-)
-_OLD_EPOCH: Final[_Check] = (
-    "epoch",
-    lambda value: value is None or _is_epoch(value),
-    "an unsigned 32-bit integer, or nil",
-)
-_TOKEN: Final[_Check] = (
-    "token",
-    lambda value: _is_seq(value) and value != 0,
-    "an integer of 1 to 2**63 - 1, or nil",
-)
-_PAYLOAD: Final[_Check] = ("payload", _is_payload, "bin or a list of numbers")
-_VECTORS: Final[tuple[_Check, ...]] = (
-    ("handles", _is_vector, "bin of little-endian uint64, or a list of integers"),
-    ("epochs", _is_vector, "bin of little-endian uint32, or a list of integers"),
-    (
-        "seqs",
-        lambda value: value is None or _is_vector(value),
-        "bin of little-endian int64, a list of integers, or nil",
-    ),
-)
-_BLOB: Final[_Check] = ("state", lambda value: type(value) is bytes, "bin")
-_STEPS: Final[_Check] = ("steps", _is_handle, "an integer of 0 or more")
-_INFO: Final[_Check] = ("client", lambda value: type(value) is dict, "a map")
-
-REQUESTS: Final[dict[str, tuple[_Check, ...]]] = {
-    "hello": (_INFO,),
-    "open": (_NAME, _MODEL, _RESUME, _OLD_EPOCH, _TOKEN),
-    "fork": (_HANDLE, _EPOCH, _SEQ, _NAME, _TOKEN),
-    "step": (_HANDLE, _EPOCH, _SEQ, _DEADLINE, _PAYLOAD),
-    "steps": (*_VECTORS, _DEADLINE, _PAYLOAD),
-    "run": (_HANDLE, _EPOCH, _SEQ, _DEADLINE, _PAYLOAD),
-    "reset": (_HANDLE, _EPOCH, _SEQ),
-    "state": (_HANDLE, _EPOCH),
-    "forecast": (_HANDLE, _EPOCH, _STEPS),
-    "counters": (_HANDLE, _EPOCH),
-    "restore": (_HANDLE, _EPOCH, _SEQ, _BLOB),
-    "close": (_HANDLE, _EPOCH),
-    "stats": (),
-}
-"""Every operation with the fields that follow the id."""
-
-REPLY_VALUES: Final = {
-    "hello": 1,
-    "open": 5,
-    "fork": 5,
-    "step": 2,
-    "steps": 2,
-    "run": 2,
-    "reset": 1,
-    "state": 2,
-    "forecast": 2,
-    "counters": 2,
-    "restore": 1,
-    "close": 1,
-    "stats": 1,
-}
-"""How many values follow the id in an operation's "ok" reply."""
-
-
-def _is_plain_step(fields: tuple[Any, ...]) -> bool:
-    """Whether fields are good for step, said at once for its usual form."""
-    if len(fields) != 5:
-        return False
-    handle, epoch, seq, deadline, x = fields
-    return (
-        type(handle) is type(epoch) is type(seq) is int
-        and 0 <= handle < 1 << 64
-        and 0 <= epoch < 1 << 32
-        and 0 <= seq < 1 << 63
-        and deadline is None
-        and type(x) is bytes
-    )
 
 
 # --- decoding -------------------------------------------------------------------------------------
@@ -275,6 +150,21 @@ def _walk(frame: bytes, limits: Limits) -> None:
         raise BadMessageError(f"{size - position} bytes follow the message")
 
 
+def _is_plain_step(fields: tuple[Any, ...]) -> bool:
+    """Whether fields are good for step, said at once for its usual form."""
+    if len(fields) != 5:
+        return False
+    handle, epoch, seq, deadline, x = fields
+    return (
+        type(handle) is type(epoch) is type(seq) is int
+        and 0 <= handle < 1 << 64
+        and 0 <= epoch < 1 << 32
+        and 0 <= seq < 1 << 63
+        and deadline is None
+        and type(x) is bytes
+    )
+
+
 class _NestedError(ValueError):
     """Not exactly one array: not for the direct decoder."""
 
@@ -302,8 +192,8 @@ class Decoder:
         )
         self._fed = 0
 
-    def request(self, frames: Sequence[bytes]) -> tuple[str, Ident, tuple[Any, ...]]:
-        """Decode a request to (op, id, fields), each field of the type `REQUESTS` names.
+    def request(self, frames: Sequence[bytes]) -> tuple[Operation, Ident, Fields]:
+        """Decode a request to its operation, id and fields, each of the type that the record says.
 
         Raises BadMessageError, which carries the id if it could be read.
         """
@@ -313,30 +203,30 @@ class Decoder:
         message = self._message(frames[0])
         if len(message) < 3:
             raise BadMessageError(f"a request is [version, op, id, ...], got {len(message)} items")
-        version, op, ident = message[:3]
+        version, name, ident = message[:3]
         if type(ident) is not int:
             ident = self._ident(ident)
         if version != VERSION or type(version) is not int:
             raise BadMessageError(f"only protocol version {VERSION} is spoken here", ident)
         fields = message[3:]
-        if op == "step" and _is_plain_step(fields):
-            return op, ident, fields
-        checks = REQUESTS.get(op) if type(op) is str else None
-        if checks is None:
-            raise BadMessageError(f"unknown operation; known are {', '.join(REQUESTS)}", ident)
-        if len(fields) != len(checks):
+        if name == STEP.name and _is_plain_step(fields):
+            return STEP, ident, STEP.fields._make(fields)
+        op = OPERATIONS.get(name) if type(name) is str else None
+        if op is None:
+            raise BadMessageError(f"unknown operation; known are {', '.join(OPERATIONS)}", ident)
+        if len(fields) != len(op.checks):
             raise BadMessageError(
-                f"{op} has {len(checks)} fields after the id "
-                f"({', '.join(name for name, _, _ in checks) or 'none'}), got {len(fields)}",
+                f"{name} has {len(op.checks)} fields after the id "
+                f"({', '.join(op.fields._fields) or 'none'}), got {len(fields)}",
                 ident,
             )
-        for value, (name, check, wanted) in zip(fields, checks, strict=True):
-            if not check(value):
-                raise BadMessageError(f"{op}: {name} must be {wanted}", ident)
-        named = {"open": 0, "fork": 3}.get(op)
-        if named is not None and len(fields[named].encode()) > limits.name_bytes:
-            raise BadMessageError(f"{op}: name is longer than {limits.name_bytes} bytes", ident)
-        return op, ident, fields
+        for value, (field, check) in zip(fields, op.checks, strict=True):
+            if not check.good(value):
+                raise BadMessageError(f"{name}: {field} must be {check.wanted}", ident)
+        named = op.fields._make(fields)
+        if isinstance(named, (Open, Fork)) and len(named.name.encode()) > limits.name_bytes:
+            raise BadMessageError(f"{name}: name is longer than {limits.name_bytes} bytes", ident)
+        return op, ident, named
 
     def reply(self, frame: bytes) -> tuple[Any, ...]:
         """Decode a reply or notice to its items: (version, status, id, ...), nothing checked after.
@@ -424,54 +314,3 @@ class Encoder:
 
     def notice(self, kind: str, *values: object) -> bytes:
         return self._pack((VERSION, "notice", None, kind, *values))
-
-
-# --- payloads -------------------------------------------------------------------------------------
-
-
-def event_bytes(payload: bytes | tuple[Any, ...], dtype: np.dtype[Any], inputs: int) -> bytes:
-    """One event as raw numbers: bin of `inputs` numbers of `dtype`, or a list of them."""
-    if isinstance(payload, bytes):
-        if len(payload) != inputs * dtype.itemsize:
-            raise ShapeError(
-                f"an event is {inputs} {dtype.name} numbers ({inputs * dtype.itemsize} bytes), "
-                f"got {len(payload)} bytes"
-            )
-        return payload
-    if len(payload) != inputs:
-        raise ShapeError(f"an event is {inputs} numbers, got a list of {len(payload)}")
-    return _numbers(payload, dtype).tobytes()
-
-
-def matrix(payload: bytes | tuple[Any, ...], dtype: np.dtype[Any], inputs: int) -> Array:
-    """Rows of events as an array [rows, inputs] of `dtype`; read-only when it came as bin."""
-    if isinstance(payload, bytes):
-        if len(payload) % (inputs * dtype.itemsize):
-            raise ShapeError(
-                f"rows of {inputs} {dtype.name} numbers are {inputs * dtype.itemsize} bytes each, "
-                f"{len(payload)} bytes are not whole rows"
-            )
-        return np.frombuffer(payload, dtype).reshape(-1, inputs)
-    for index, row in enumerate(payload):
-        if type(row) is not tuple or len(row) != inputs:
-            raise ShapeError(f"row {index} must be a list of {inputs} numbers")
-    return _numbers(tuple(chain.from_iterable(payload)), dtype).reshape(-1, inputs)
-
-
-def _numbers(values: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
-    if not set(map(type, values)) <= {int, float}:
-        raise InputError("a list payload may hold numbers only")
-    with np.errstate(over="ignore"):  # too large for float32 becomes inf, which the engine refuses
-        return np.array(values, np.float64).astype(dtype)
-
-
-def integers(value: bytes | tuple[int, ...], dtype: str, name: str) -> Array:
-    """A vector of handles ('<u8'), epochs ('<u4') or seqs ('<i8') from bin or a list."""
-    if isinstance(value, bytes):
-        if len(value) % np.dtype(dtype).itemsize:
-            raise ProtocolError(f"{name}: {len(value)} bytes are not whole {dtype} numbers")
-        return np.frombuffer(value, dtype)
-    try:
-        return np.array(value, dtype)
-    except OverflowError:
-        raise ProtocolError(f"{name}: a number does not fit {dtype}") from None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import streamlstm as sl
 from service.conftest import Server, make_model
-from streamlstm.service import wire
+from streamlstm.service.operations import OPERATIONS
 
 HERE = Path(__file__).parent
 LONGEST_S = 200
@@ -83,7 +83,7 @@ items = st.recursive(
 messages = st.builds(
     lambda version, op, ident, fields: msgpack.packb([version, op, ident, *fields]),
     st.just(1) | items,
-    st.sampled_from(sorted(wire.REQUESTS)) | items,
+    st.sampled_from(sorted(OPERATIONS)) | items,
     items,
     st.lists(items | st.sampled_from([0, 1, b"\0" * 12, "beside"]), max_size=7),
 )

@@ -14,6 +14,7 @@ from service.fake_engine import Engine, Headed, State
 from service.vectors import make_vectors
 from streamlstm import Feature, Head
 from streamlstm.service import wire
+from streamlstm.service.operations import OPERATIONS
 from streamlstm.service.server.protocol import ServerProtocol
 from streamlstm.service.server.rounds import QueueLimits
 
@@ -81,7 +82,7 @@ def test_document_names_everything(what: str) -> None:
     limits = wire.Limits()
     names = {
         "codes": [f"`{code}`" for code in wire.ERRORS],
-        "operations": [f"### {op}" for op in wire.REQUESTS],
+        "operations": [f"### {op}" for op in OPERATIONS],
         "limits": [f"{n:,}" for n in (limits.frame_bytes, limits.items, limits.name_bytes)],
     }[what]
     missing = [name for name in names if name not in _text()]

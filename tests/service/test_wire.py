@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from streamlstm import errors
 from streamlstm.errors import InputError, ProtocolError, ShapeError, StreamLSTMError
-from streamlstm.service import wire
+from streamlstm.service import column, wire
+from streamlstm.service.operations import OPERATIONS
 
 F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 GOOD: dict[str, list[Any]] = {
@@ -51,21 +52,21 @@ BAD: dict[str, list[Any]] = {
 
 
 def test_operations_are_complete() -> None:
-    assert GOOD.keys() == wire.REQUESTS.keys() == wire.REPLY_VALUES.keys()
-    assert {name for checks in wire.REQUESTS.values() for name, _, _ in checks} == BAD.keys()
+    assert GOOD.keys() == OPERATIONS.keys()
+    assert {name for op in OPERATIONS.values() for name, _ in op.checks} == BAD.keys()
 
 
 @pytest.mark.parametrize("op", GOOD)
 def test_fields(op: str) -> None:
     decode = wire.Decoder().request
     good = GOOD[op]
-    assert decode([msgpack.packb([1, op, 7, *good])])[:2] == (op, 7)
+    assert decode([msgpack.packb([1, op, 7, *good])])[:2] == (OPERATIONS[op], 7)
     for fields in (good[:-1], [*good, None]):
         if fields != good:
             with pytest.raises(wire.BadMessageError, match="fields after the id") as caught:
                 decode([msgpack.packb([1, op, 7, *fields])])
             assert caught.value.ident == 7
-    for index, (name, _, _) in enumerate(wire.REQUESTS[op]):
+    for index, (name, _) in enumerate(OPERATIONS[op].checks):
         for bad in BAD[name]:
             if (op, name, bad) == ("open", "epoch", None):
                 continue  # nobody's: take it over
@@ -98,7 +99,7 @@ def test_requests_come_back_as_sent() -> None:
     for op, fields in GOOD.items():
         frame = wire.Encoder().request(op, "id", tuple(fields))
         got = wire.Decoder().request([frame])
-        assert got == (op, "id", _tuples(fields))
+        assert got == (OPERATIONS[op], "id", tuple(_tuples(fields)))
 
 
 def _tuples(value: Any) -> Any:
@@ -128,42 +129,42 @@ def test_every_error_crosses_the_wire() -> None:
 @pytest.mark.parametrize("dtype", [F4, F8])
 def test_payloads(dtype: np.dtype[Any]) -> None:
     x = np.arange(6, dtype=dtype)
-    assert wire.event_bytes(x.tobytes(), dtype, 6) == x.tobytes()
-    assert wire.event_bytes((0, 1, 2.0, 3, 4, 5), dtype, 6) == x.tobytes()
+    assert column.event_bytes(x.tobytes(), dtype, 6) == x.tobytes()
+    assert column.event_bytes((0, 1, 2.0, 3, 4, 5), dtype, 6) == x.tobytes()
     for X in (x.tobytes(), ((0, 1, 2), (3, 4, 5.0))):
-        np.testing.assert_array_equal(wire.matrix(X, dtype, 3), x.reshape(2, 3))
-        assert wire.matrix(X, dtype, 3).dtype == dtype
+        np.testing.assert_array_equal(column.matrix(X, dtype, 3), x.reshape(2, 3))
+        assert column.matrix(X, dtype, 3).dtype == dtype
 
 
 @pytest.mark.parametrize("payload", [b"123", b"1" * 12, (1.0,), (1, 2, 3)])
 def test_an_event_of_another_shape(payload: Any) -> None:
     with pytest.raises(ShapeError):
-        wire.event_bytes(payload, F4, 2)
+        column.event_bytes(payload, F4, 2)
 
 
 @pytest.mark.parametrize("payload", [b"1" * 12, (1.0, 2.0), ((1,), (1, 2)), ((1, 2), 3)])
 def test_a_matrix_of_another_shape(payload: Any) -> None:
     with pytest.raises(ShapeError):
-        wire.matrix(payload, F4, 2)
+        column.matrix(payload, F4, 2)
 
 
 @pytest.mark.parametrize("bad", ["1.5", None, True, (1,), b"1", {}])
 def test_list_payloads_hold_numbers_only(bad: Any) -> None:
     with pytest.raises(InputError):
-        wire.event_bytes((1.0, bad), F4, 2)
+        column.event_bytes((1.0, bad), F4, 2)
 
 
 def test_a_number_too_large_for_float32_becomes_inf() -> None:
-    assert np.frombuffer(wire.event_bytes((1e300, 2**64 - 1), F4, 2), F4)[0] == np.inf
+    assert np.frombuffer(column.event_bytes((1e300, 2**64 - 1), F4, 2), F4)[0] == np.inf
 
 
 def test_vectors_of_integers() -> None:
     want = np.array([1, 2**63], "<u8")
-    np.testing.assert_array_equal(wire.integers(want.tobytes(), "<u8", "handles"), want)
-    np.testing.assert_array_equal(wire.integers((1, 2**63), "<u8", "handles"), want)
+    np.testing.assert_array_equal(column.integers(want.tobytes(), "<u8", "handles"), want)
+    np.testing.assert_array_equal(column.integers((1, 2**63), "<u8", "handles"), want)
     for bad in (b"1234567", (-1,), (2**64,)):
         with pytest.raises(ProtocolError):
-            wire.integers(bad, "<u8", "handles")
+            column.integers(bad, "<u8", "handles")
 
 
 @given(st.binary(max_size=200))

@@ -7,6 +7,7 @@ import tracemalloc
 import msgpack
 import pytest
 
+from streamlstm.service.operations import STEP
 from streamlstm.service.wire import BadMessageError, Decoder, Limits
 
 LIMITS = Limits(frame_bytes=5000, items=100, depth=4, str_bytes=20, id_bytes=8, name_bytes=10)
@@ -32,7 +33,7 @@ def step(x: object) -> bytes:
 
 def test_frame_bytes_are_checked_before_decoding() -> None:
     fits = LIMITS.frame_bytes - len(step(b"")) - 1  # bin 16: one more byte of header
-    assert request(step(bytes(fits)))[0] == "step"
+    assert request(step(bytes(fits)))[0] is STEP
     assert "5000 bytes" in refusal(step(bytes(fits + 1)))
     assert "5000 bytes" in refusal(b"\xc1" * 5001)  # not even msgpack
 

@@ -24,11 +24,8 @@ Patch = pytest.MonkeyPatch
 
 
 def with_fields(request: Any, **changed: Any) -> Any:
-    """A request with other fields, by their places."""
-    fields = list(request.fields)
-    for place, value in changed.items():
-        fields[int(place[1:])] = value
-    request.fields = tuple(fields)
+    """A request with other fields."""
+    request.fields = request.fields._replace(**changed)
     return request
 
 
@@ -36,9 +33,9 @@ def dedupe_off(patch: Patch) -> None:
     event = ServerProtocol._event
 
     def mutant(self: Any, request: Any) -> Any:
-        seq = request.fields[2]
+        seq = request.fields.seq
         if seq is not None and seq <= request.sessions.table.row_seqs[request.slot]:
-            with_fields(request, _2=None)
+            with_fields(request, seq=None)
         return event(self, request)
 
     patch.setattr(ServerProtocol, "_event", mutant)
@@ -48,9 +45,9 @@ def gaps_let_through(patch: Patch) -> None:
     event = ServerProtocol._event
 
     def mutant(self: Any, request: Any) -> Any:
-        seq = request.fields[2]
+        seq = request.fields.seq
         if seq is not None and seq > request.sessions.table.row_seqs[request.slot]:
-            with_fields(request, _2=None)
+            with_fields(request, seq=None)
         return event(self, request)
 
     patch.setattr(ServerProtocol, "_event", mutant)
@@ -60,7 +57,7 @@ def seq_check_off_for_bulks(patch: Patch) -> None:
     steps = ServerProtocol._steps
 
     def mutant(self: Any, request: Any) -> Any:
-        return steps(self, with_fields(request, _2=None))
+        return steps(self, with_fields(request, seqs=None))
 
     patch.setattr(ServerProtocol, "_steps", mutant)
 
@@ -82,10 +79,10 @@ def attach_without_epoch_check(patch: Patch) -> None:
     open_ = ServerProtocol._open
 
     def mutant(self: Any, request: Any) -> Any:
-        if request.fields[3] is not None:
-            slot = request.sessions.find(request.fields[0], self._now)
+        if request.fields.epoch is not None:
+            slot = request.sessions.find(request.fields.name, self._now)
             if slot is not None:
-                with_fields(request, _3=request.sessions.table.row_epochs[slot])
+                with_fields(request, epoch=request.sessions.table.row_epochs[slot])
         return open_(self, request)
 
     patch.setattr(ServerProtocol, "_open", mutant)
@@ -95,8 +92,8 @@ def attach_opens_afresh(patch: Patch) -> None:
     open_ = ServerProtocol._open
 
     def mutant(self: Any, request: Any) -> Any:
-        if request.sessions.find(request.fields[0], self._now) is None:
-            with_fields(request, _3=None)
+        if request.sessions.find(request.fields.name, self._now) is None:
+            with_fields(request, epoch=None)
         return open_(self, request)
 
     patch.setattr(ServerProtocol, "_open", mutant)
@@ -169,7 +166,7 @@ def late_event_is_stepped(patch: Patch) -> None:
         try:
             return event(self, request)
         except DeadlineError:
-            request.sessions.step(request.slot, request.fields[4])
+            request.sessions.step(request.slot, request.fields.payload)
             raise
 
     patch.setattr(ServerProtocol, "_event", mutant)

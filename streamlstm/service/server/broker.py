@@ -26,8 +26,8 @@ from typing import Any, Final
 import zmq
 
 from streamlstm.errors import ServiceError, StoreError
+from streamlstm.service.contract import EngineLike
 from streamlstm.service.server.protocol import Reply, ServerProtocol
-from streamlstm.service.server.sessions import EngineLike
 from streamlstm.store import open_store
 from streamlstm.wording import reason
 
@@ -241,7 +241,7 @@ class Broker:
 
 
 def serve(
-    engines: Sequence[EngineLike],
+    engines: Sequence[EngineLike[Any]],
     read_state: Callable[[bytes], Any],
     bind: str,
     *,

@@ -36,7 +36,8 @@ from streamlstm.errors import NonFiniteError, StoreDamagedError, StoreMismatchEr
 from streamlstm.service.server.answers import STEP, digest
 
 if TYPE_CHECKING:
-    from streamlstm.service.server.sessions import ModelLike, Sessions
+    from streamlstm.service.contract import ModelLike
+    from streamlstm.service.server.sessions import Sessions
     from streamlstm.store import Store
 
 Array = npt.NDArray[Any]

@@ -45,7 +45,9 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.head import Head
-from streamlstm.service import wire
+from streamlstm.service import column, operations, wire
+from streamlstm.service.contract import EngineLike
+from streamlstm.service.operations import Operation
 from streamlstm.service.server.answers import (
     RESET,
     RESTORE,
@@ -58,7 +60,7 @@ from streamlstm.service.server.answers import (
 )
 from streamlstm.service.server.journal import Journal
 from streamlstm.service.server.rounds import QueueLimits, Request, Rounds
-from streamlstm.service.server.sessions import EngineLike, Sessions
+from streamlstm.service.server.sessions import Sessions
 from streamlstm.service.server.table import CLOSED, EVICTED, FENCED, HANDLE_BITS, Peer
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ SERVED_S_MAX: Final = 0.5
 
 BULKS_OF_A_PEER_MAX: Final = 16
 _SLOT_MASK: Final = (1 << HANDLE_BITS) - 1
-_ALWAYS_ANSWERED: Final = frozenset({"hello", "stats"})
+_ALWAYS_ANSWERED: Final = frozenset({operations.HELLO, operations.STATS})
 _OWN_FAULT: Final = "the server failed at {doing} by its own fault; its log says more"
 STATE_OVERHEAD_BYTES_MAX: Final = 4096
 """How much longer than its numbers a saved state may be."""
@@ -114,7 +116,7 @@ class ServerProtocol:
 
     def __init__(
         self,
-        engines: Sequence[EngineLike],
+        engines: Sequence[EngineLike[Any]],
         read_state: Callable[[bytes], Any],
         *,
         store: Store | None = None,
@@ -160,19 +162,19 @@ class ServerProtocol:
         self._out: list[Reply] = []
         self._messages = self._replies = 0
         self._errors: Counter[str] = Counter()
-        self._act: dict[str, Callable[[Request], bytes]] = {
-            "hello": self._hello,
-            "open": self._open,
-            "fork": self._fork,
-            "steps": self._steps,
-            "run": self._run,
-            "reset": self._reset,
-            "state": self._state,
-            "forecast": self._forecast,
-            "counters": self._counters,
-            "restore": self._restore,
-            "close": self._close,
-            "stats": self._stats,
+        self._act: dict[Operation, Callable[[Request], bytes]] = {
+            operations.HELLO: self._hello,
+            operations.OPEN: self._open,
+            operations.FORK: self._fork,
+            operations.STEPS: self._steps,
+            operations.RUN: self._run,
+            operations.RESET: self._reset,
+            operations.STATE: self._state,
+            operations.FORECAST: self._forecast,
+            operations.COUNTERS: self._counters,
+            operations.RESTORE: self._restore,
+            operations.CLOSE: self._close,
+            operations.STATS: self._stats,
         }
 
     # --- the verbs ---
@@ -194,9 +196,9 @@ class ServerProtocol:
             request = Request(owner, op, ident, fields, len(frames[0]))
             if self._rounds.pending and op not in _ALWAYS_ANSWERED:
                 self._rounds.admit(owner, request.size)
-            if op == "steps":
+            if op is operations.STEPS:
                 self._place_bulk(request)
-            elif op == "open":
+            elif op is operations.OPEN:
                 self._place_open(request)
             elif op in _ALWAYS_ANSWERED:
                 self._put(request, self._rounds.earliest)
@@ -221,7 +223,7 @@ class ServerProtocol:
         self._now = now
         requests = self._rounds.take()
         started_s = 0.0 if self._clock is None else self._clock()
-        if len(requests) == 1 and requests[0].op == "step":
+        if len(requests) == 1 and requests[0].op is operations.STEP:
             self._step_one(requests[0])
         elif requests:
             self._step_round(requests)
@@ -314,20 +316,20 @@ class ServerProtocol:
 
     def _place(self, request: Request) -> None:
         """Queue a message for one session after that session's last one."""
-        handle, epoch = request.fields[:2]
+        handle, epoch = request.fields.handle, request.fields.epoch
         slot = handle & _SLOT_MASK
         sessions = self._sessions(handle >> HANDLE_BITS)
         table = sessions.table
         table.check_owner(slot, epoch, request.peer)
         request.sessions, request.slot = sessions, slot
-        if request.op == "step":
+        if request.op is operations.STEP:
             request.work += sessions.parameters
-        elif request.op == "run":
-            X = request.fields[-1]
+        elif request.op is operations.RUN:
+            X = request.fields.payload
             rows = len(X) // sessions.event_size if isinstance(X, bytes) else len(X)
             request.work += rows * sessions.parameters
-        elif request.op == "forecast":
-            request.work += sessions.forecast_work(request.fields[-1])
+        elif request.op is operations.FORECAST:
+            request.work += sessions.forecast_work(request.fields.steps)
         number = self._rounds.after(table.row_rounds[slot], sessions.answers.window)
         table.row_active_s[slot] = self._served_s
         table.row_rounds[slot] = number
@@ -345,7 +347,7 @@ class ServerProtocol:
 
     def _bulk(self, request: Request) -> _Bulk:
         """The sessions of a steps message; clients send the same ones again and again."""
-        handles_given, epochs_given = request.fields[:2]
+        handles_given, epochs_given = request.fields.handles, request.fields.epochs
         bulks = request.peer.bulks
         known: _Bulk | None = bulks.get(handles_given)
         if (
@@ -354,8 +356,8 @@ class ServerProtocol:
             and known.epochs_given == epochs_given
         ):
             return known
-        handles = wire.integers(handles_given, "<u8", "handles")
-        epochs = wire.integers(epochs_given, "<u4", "epochs")
+        handles = column.integers(handles_given, "<u8", "handles")
+        epochs = column.integers(epochs_given, "<u4", "epochs")
         if not len(handles) or len(handles) != len(epochs):
             raise ShapeError(
                 f"steps needs as many epochs as handles and at least one, "
@@ -377,7 +379,7 @@ class ServerProtocol:
         return bulk
 
     def _place_open(self, request: Request) -> None:
-        name, model = request.fields[:2]
+        name, model = request.fields.name, request.fields.model
         if model is None and len(self.tables) == 1:
             sessions = self.tables[0]
         elif model in self._by_model:
@@ -441,8 +443,8 @@ class ServerProtocol:
         if isinstance(error, StoreError) and not isinstance(error, StoreDamagedError):
             raise error
         if not isinstance(error, StreamLSTMError):
-            self._fault(request.op, error)
-            error = ServerInternalError(_OWN_FAULT.format(doing=request.op))
+            self._fault(request.op.name, error)
+            error = ServerInternalError(_OWN_FAULT.format(doing=request.op.name))
         self._refuse(request.peer.address, request.ident, error)
         self._done(request)
 
@@ -453,9 +455,10 @@ class ServerProtocol:
     def _answer(self, request: Request) -> None:
         """Do anything but a step, alone."""
         try:
-            if request.sessions is not None and request.bulk is None and request.op != "open":
+            if request.op.to_session:
+                assert request.sessions is not None
                 # A session may have changed hands since its message was queued.
-                request.sessions.table.check_owner(request.slot, request.fields[1], request.peer)
+                request.sessions.table.check_owner(request.slot, request.fields.epoch, request.peer)
             reply = self._act[request.op](request)
         except Exception as error:
             self._reply_error(request, error)
@@ -467,7 +470,7 @@ class ServerProtocol:
     def _step_round(self, requests: list[Request]) -> None:
         events: dict[Sessions, list[Request]] = {}
         for request in requests:
-            if request.op == "step":
+            if request.op is operations.STEP:
                 assert request.sessions is not None
                 events.setdefault(request.sessions, []).append(request)
             else:
@@ -483,7 +486,7 @@ class ServerProtocol:
         table = sessions.table
         table.check_owner(slot, epoch, request.peer)
         if type(x) is not bytes or len(x) != sessions.event_size:
-            x = wire.event_bytes(x, sessions.dtype, sessions.inputs)
+            x = column.event_bytes(x, sessions.dtype, sessions.inputs)
         last = table.row_seqs[slot]
         if seq is not None and seq != last + 1:
             y = sessions.answers.find(slot, seq, digest(STEP, x), last)
@@ -585,14 +588,14 @@ class ServerProtocol:
         sessions, slots = bulk.sessions, bulk.slots
         table = sessions.table
         _, _, seqs_given, deadline, payload = request.fields
-        X = wire.matrix(payload, sessions.dtype, sessions.inputs)
+        X = column.matrix(payload, sessions.dtype, sessions.inputs)
         if len(X) != len(slots):
             raise ShapeError(f"steps for {len(slots)} sessions needs as many events, got {len(X)}")
         if bulk.version != table.version:  # somebody took one over since, perhaps
             table.check_owners(slots, bulk.epochs, request.peer)
         known_by = digests(payload if isinstance(payload, bytes) else X.tobytes(), len(slots))
         if seqs_given is not None:
-            given = wire.integers(seqs_given, "<i8", "seqs")
+            given = column.integers(seqs_given, "<i8", "seqs")
             if given.shape != slots.shape:
                 raise ShapeError(f"steps for {len(slots)} sessions needs as many seqs")
             lasts = table.seqs[slots]
@@ -622,7 +625,7 @@ class ServerProtocol:
         sessions, slot = request.sessions, request.slot
         assert sessions is not None
         _, _, first, deadline, payload = request.fields
-        X = wire.matrix(payload, sessions.dtype, sessions.inputs)
+        X = column.matrix(payload, sessions.dtype, sessions.inputs)
         if len(X) > sessions.run_rows:
             raise ShapeError(
                 f"a run has {len(X)} events; model {sessions.name!r} takes {sessions.run_rows} in "
@@ -651,7 +654,7 @@ class ServerProtocol:
         return False
 
     def _reset(self, request: Request) -> bytes:
-        sessions, seq = request.sessions, request.fields[2]
+        sessions, seq = request.sessions, request.fields.seq
         assert sessions is not None
         if self._is_new(request, seq, digest(RESET, b"")):
             sessions.reset(request.slot)
@@ -681,7 +684,7 @@ class ServerProtocol:
     def _forecast(self, request: Request) -> bytes:
         sessions, slot = request.sessions, request.slot
         assert sessions is not None
-        forecast = sessions.forecast(slot, request.fields[2]).tobytes()
+        forecast = sessions.forecast(slot, request.fields.steps).tobytes()
         return self._encoder.ok(request.ident, sessions.table.row_seqs[slot], forecast)
 
     def _counters(self, request: Request) -> bytes:

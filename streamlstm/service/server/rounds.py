@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlstm.errors import ServerBusyError
+from streamlstm.service.operations import Operation
 from streamlstm.service.server.table import Peer
 from streamlstm.service.wire import Ident
 
@@ -55,12 +56,12 @@ class BusyError(ServerBusyError):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A message on its way; `fields` are those of wire.REQUESTS."""
+    """A message on its way; `fields` are those of its operation."""
 
     peer: Peer
-    op: str
+    op: Operation
     ident: Ident
-    fields: tuple[Any, ...]
+    fields: Any  # the record of op.fields
     size: int
     work: int = MESSAGE_WORK
     sessions: Sessions | None = None

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from streamlstm.errors import (
 )
 from streamlstm.events import acceptable
 from streamlstm.head import AHEAD_MAX, FILL_MAX, Head
+from streamlstm.service.contract import EngineLike, ModelLike
 from streamlstm.service.server.answers import (
     RESET,
     RUN,
@@ -61,84 +62,6 @@ SPILL_SHARE: Final = 16
 """Of the resident sessions one in so many is spilled when room is needed, so that it is rare."""
 
 
-# What the service needs of an engine. streamlstm.engine has it, and so has the tests' fake one.
-
-
-class FeatureLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-
-
-class ModelLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def event_dtype(self) -> np.dtype[Any]: ...  # of events, outputs and states
-    @property
-    def head(self) -> Head | None: ...
-    @property
-    def inputs(self) -> tuple[FeatureLike, ...]: ...
-    @property
-    def outputs(self) -> tuple[FeatureLike, ...]: ...
-    @property
-    def state_sizes(self) -> tuple[tuple[int, ...], ...]: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def state_size(self) -> int: ...
-    @property
-    def parameters(self) -> int: ...
-
-
-class SessionLike(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def handle(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def seq(self) -> int: ...
-    def step_into(self, x: Any, out: Any) -> None: ...
-    def run(self, X: Any) -> Array: ...
-    def state(self) -> Any: ...
-    def forecast(self, steps: int) -> Array: ...
-    def counters(self) -> dict[str, int]: ...
-    def restore(self, state: Any) -> None: ...
-    def reset(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class GroupLike(Protocol):
-    def numbers(self) -> Array: ...
-    def step(self, X: Any) -> Array: ...
-    def refusals(self, X: Any) -> dict[int, Any]: ...  # InputError by index
-
-
-class EngineLike(Protocol):
-    @property
-    def model(self) -> Any: ...  # a ModelLike
-    @property
-    def max_sessions(self) -> int: ...
-    @property
-    def state_bytes(self) -> int: ...
-    @property
-    def arithmetic(self) -> str: ...
-    @property
-    def same_bits(self) -> bool: ...
-    @property
-    def largest_event(self) -> Any: ...  # [inputs], or None where only finite matters
-    def __len__(self) -> int: ...
-    def adopt(self, name: str, numbers: Any, seq: int) -> Any: ...  # a SessionLike
-    def group_by_handle(self, handles: Any, epochs: Any) -> Any: ...  # a GroupLike
-    def counters(self) -> dict[str, int]: ...
-    def count_refused(self) -> None: ...
-
-
 def _steps_max(head: Head | None) -> int:
     """Steps of the network that one event may make: with some heads it fills a gap."""
     if head is None or head.time is None or head.spacing == "gap":
@@ -150,7 +73,7 @@ class Sessions:
     """All sessions of one engine, at most `max_resident` of them with their state in it."""
 
     def __init__(
-        self, engine: EngineLike, index: int, journal: Journal | None, max_resident: int | None
+        self, engine: EngineLike[Any], index: int, journal: Journal | None, max_resident: int | None
     ) -> None:
         self.engine = engine
         self.model: ModelLike = engine.model
@@ -405,9 +328,8 @@ class Sessions:
 
     def _acceptable(self, X: Array) -> Array:
         """Which events of X [n, inputs] the engine takes, whatever the session: bool [n]."""
-        largest = self.engine.largest_event
-        if largest is None:
-            largest = np.finfo(self.dtype).max
+        told = self.engine.largest_event
+        largest = np.finfo(self.dtype).max if told is None else told
         good = acceptable(X, largest, self.model.head, self.model.vocabulary)
         return np.asarray(good.all(axis=1))
 
