@@ -6,13 +6,16 @@ Cells stand between commas, semicolons or tabs; the first line tells which.
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import math
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Final, TextIO
+from typing import BinaryIO, Final, TextIO, cast
 
 from streamlstm.errors import InputError
 from streamlstm.times import plain_float, seconds
@@ -35,7 +38,12 @@ class Columns:
 
 
 def open_csv(path: str) -> TextIO:
-    """A CSV file, or stdin for "-"; bytes that are not UTF-8 are no number, and so refused."""
+    """A CSV file, also one packed by gzip (.gz), or stdin for "-"; bytes that are not UTF-8 are no
+    number, and so refused."""
+    if path.endswith(".gz"):
+        return io.TextIOWrapper(
+            cast(BinaryIO, gzip.GzipFile(path)), "utf-8-sig", "surrogateescape", newline=""
+        )
     file = sys.stdin.fileno() if path == "-" else path
     return open(
         file, newline="", encoding="utf-8-sig", errors="surrogateescape", closefd=path != "-"
@@ -55,7 +63,7 @@ def table(source: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         for row in reader:
             if row:
                 yield reader.line_num, row
-    except csv.Error as error:
+    except (csv.Error, EOFError, zlib.error) as error:
         raise InputError(f"line {reader.line_num}: {error}") from None
 
 

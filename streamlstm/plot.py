@@ -1,4 +1,4 @@
-"""Pictures of readings, their forecasts and alerts, as SVG (needs matplotlib: extra [plot])."""
+"""Pictures of readings, their forecasts and alerts: SVG, PNG, PDF (by matplotlib: extra [plot])."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ GAP: Final = 3.0  # usual distances between rows from which on a line breaks
 POINTS_MOST: Final = 20_000  # of a line that is drawn as one; a longer one becomes a bitmap
 DPI: Final = 150  # of such
 INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
-READING, FORECAST, FLAG = "#2563eb", "#ea580c", "#dc2626"
+READING, FORECAST, ALERTED = "#2563eb", "#ea580c", "#dc2626"
+_METADATA: Any = {
+    "svg": {"Date": None, "Creator": "streamlstm"},
+    "png": {"Software": "streamlstm"},
+    "pdf": {"CreationDate": None, "Creator": "streamlstm"},
+}
 STYLE: Any = {
     "font.size": 9,
     "date.converter": "concise",
@@ -88,8 +93,12 @@ def detection(tracks: Sequence[Track], path: str | Path) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a picture, without the date and so on. Raises OSError."""
-    figure.savefig(path, format="svg", dpi=DPI, metadata={"Date": None, "Creator": "streamlstm"})
+    """Write a picture, in the format of its name's ending, without the date and so on.
+
+    Raises OSError.
+    """
+    ending = Path(path).suffix.lstrip(".")
+    figure.savefig(path, format=ending, dpi=DPI, metadata=_METADATA[ending])
 
 
 def readings(axes: Any, at: Array, value: Array, said: Array, label: str = "expected") -> None:
@@ -98,18 +107,21 @@ def readings(axes: Any, at: Array, value: Array, said: Array, label: str = "expe
     low, median, high = said.T
     band = {"color": FORECAST, "alpha": 0.18, "lw": 0, **bitmap}
     axes.fill_between(at, low, high, label="range of the forecast", **band)
-    axes.plot(at, value, color=READING, lw=1.4, label="reading", **bitmap)
-    axes.plot(at, median, color=FORECAST, lw=0.9, label=label, **bitmap)
+    # The reading lies on what was said of it, so that a long series shows it.
+    axes.plot(at, value, color=READING, lw=1.1, label="reading", zorder=3, **bitmap)
+    axes.plot(at, median, color=FORECAST, lw=1.6, label=label, **bitmap)
     axes.margins(x=0.01)
     known = value[~np.isnan(value)]
     if known.size and np.ptp(known):  # readings set the scale; a wild band may leave the picture
         margin = 0.25 * np.ptp(known)
-        axes.set_ylim(known.min() - margin, known.max() + margin)
+        # What is never negative, and comes near zero, is a share of something: its axis has a zero.
+        counts = 0 <= known.min() < margin
+        axes.set_ylim(0 if counts else known.min() - margin, known.max() + margin)
 
 
-def flags(axes: Any, at: Array, value: Array) -> None:
+def alerts(axes: Any, at: Array, value: Array) -> None:
     """Points that stand out."""
-    axes.plot(at, value, "o", color=FLAG, ms=3.6, label="alert")
+    axes.plot(at, value, "o", color=ALERTED, ms=3.6, label="alert")
 
 
 def broken(at: Array, *columns: Array) -> tuple[Array, ...]:
@@ -131,7 +143,7 @@ def _draw_track(track: Track, above: Any, below: Any) -> None:
     columns = (track.at, track.value, track.expected, track.score)
     at, value, said, score = broken(*(column[in_order] for column in columns))
     readings(above, x(at), value, said)
-    flags(above, x(track.at[track.alert]), track.value[track.alert])
+    alerts(above, x(track.at[track.alert]), track.value[track.alert])
     if len(track.ahead) > 1:
         to_come = track.at[-1] + track.step * np.arange(1, len(track.ahead) + 1)
         low, median, high = track.ahead.T
@@ -148,6 +160,6 @@ def _draw_track(track: Track, above: Any, below: Any) -> None:
     above.tick_params(labelbottom=False)
     bitmap = {"rasterized": True} if len(at) > POINTS_MOST else {}
     below.plot(x(at), score, color=INK, lw=1, **bitmap)
-    below.plot(x(track.at[track.alert]), track.score[track.alert], "o", color=FLAG, ms=3.6)
+    below.plot(x(track.at[track.alert]), track.score[track.alert], "o", color=ALERTED, ms=3.6)
     below.axhline(ALERT, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     below.set(ylim=(0, 1.05), ylabel="score", xlabel="UTC" if track.timed else "line")

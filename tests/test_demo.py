@@ -12,7 +12,7 @@ import pytest
 
 import streamlstm as sl
 from streamlstm.demo.feeds import HORIZONS_H, SENSORS, WATER_FLOW, read
-from streamlstm.demo.scores import flag_score
+from streamlstm.demo.scores import alert_score
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,17 +89,17 @@ def test_the_shipped_model_finds_the_known_events_and_little_else():
     with sl.Engine(sl.load(WATER_FLOW.model_path)) as engine:
         head = engine.model.head
         y = engine.open("water").run(np.column_stack([3600.0 * series.hours, series.values]))
-    flagged = np.array([head.report(numbers.tolist()).alert for numbers in y])
-    score = flag_score(series, flagged, WATER_FLOW.events)
+    alerted = np.array([head.report(numbers.tolist()).alert for numbers in y])
+    score = alert_score(series, alerted, WATER_FLOW.events)
     assert all(score.found)
-    assert score.false_flags <= 1
+    assert score.false_alerts <= 1
 
 
-def test_flags_count_for_the_events_they_stand_in():
+def test_alerts_count_for_the_events_they_stand_in():
     series = read(WATER_FLOW)
     first = series.row_of(WATER_FLOW.events[0].first)
-    flagged = np.zeros(len(series.values), bool)
-    flagged[[first - 1, first, first + 1]] = True
-    score = flag_score(series, flagged, WATER_FLOW.events)
+    alerted = np.zeros(len(series.values), bool)
+    alerted[[first - 1, first, first + 1]] = True
+    score = alert_score(series, alerted, WATER_FLOW.events)
     assert score.found == (True, False, False, False)
-    assert score.false_flags == 1
+    assert score.false_alerts == 1

@@ -263,6 +263,21 @@ def test_a_time_cannot_be_missing_in_a_stream(csv, model, capsys):
     )
 
 
+def test_a_packed_file_is_read_as_it_is(tmp_path):
+    import gzip  # noqa: PLC0415
+
+    text = "time,flow\n2024-01-01,1\n2024-01-02,2\n"
+    (tmp_path / "flow.csv").write_text(text)
+    (tmp_path / "flow.csv.gz").write_bytes(gzip.compress(text.encode()))
+    [plain], [packed] = (
+        readings.read(str(tmp_path / n), "flow") for n in ("flow.csv", "flow.csv.gz")
+    )
+    assert packed.events().tobytes() == plain.events().tobytes()
+    (tmp_path / "broken.csv.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(InputError, match=r"broken\.csv\.gz"):
+        readings.read(str(tmp_path / "broken.csv.gz"), "flow")
+
+
 def test_a_bare_network_takes_neither():
     with pytest.raises(InputError, match="column flow holds '', expected a number"):
         events("a,flow\n1,\n", Columns(("a", "flow")))

@@ -57,12 +57,12 @@ def serving(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 @pytest.mark.usefixtures("folder")
 def test_the_forecast(capsys):
-    flow = sl.Feature("flow", "l/s", 100.0, 5.0)
-    headed(sl.Head(flow, time="timestamp", step_s=HOUR_S, horizon=24)).save("flow.safetensors")
-    exec(FORECAST.replace("water_flow.csv", str(WATER)), {})
+    traffic = sl.Feature("traffic", "", 3000.0, 2000.0)
+    headed(sl.Head(traffic, time="time", step_s=HOUR_S, horizon=24)).save("traffic.safetensors")
+    exec(FORECAST.replace("traffic.csv.gz", str(WATER.with_name("traffic.csv.gz"))), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 24
-    assert re.fullmatch(r"[\d.]+ l/s, most likely [\d.]+ to [\d.]+", lines[0])
+    assert re.fullmatch(r"-?\d+ vehicles, most likely -?\d+ to -?\d+", lines[0])
 
 
 def test_the_examples_one_after_the_other(folder, capsys):

@@ -11,7 +11,7 @@ from streamlstm.commands.arguments import add_command, positive_int
 def add(commands: Any) -> None:
     text = "stream real sensor series through a broker, with a live table"
     demo = add_command(commands, "demo", run, text)
-    demo.add_argument("--plot", metavar="PATH", help="where to write the SVG plot")
+    demo.add_argument("--plot", metavar="PATH", help="where to write the plot: .svg, .png or .pdf")
     demo.add_argument("--rows", type=positive_int, metavar="N", help="rows of each series at most")
 
 

@@ -7,7 +7,9 @@ sensor's series as events faster than real time, and ends with a summary and a p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,15 +29,20 @@ PLOT = "streamlstm-demo.svg"
 def run(args: argparse.Namespace) -> int:
     """The demo; returns the exit code: 0, 2 (can't run as asked), 129, 130 or 143 (stopped).
 
-    args.plot: where the SVG goes, None for PLOT in the current folder; args.rows: rows of
+    args.plot: where the picture goes, None for PLOT in the current folder; args.rows: rows of
     each series at most, None for all. Raises ServiceError, OSError.
     """
     try:
         with StopSignals() as stop:
-            return _run(stop, Path(args.plot or PLOT), args.rows)
+            return _run(stop, Path(args.plot or _place()), args.rows)
     except StoppedError as stopped:
         print(f"streamlstm: {stopped}", file=sys.stderr)
         return stopped.exit_code
+
+
+def _place() -> Path:
+    """The current folder, or where it can't be written that for temporary files."""
+    return Path(PLOT if os.access(".", os.W_OK) else Path(tempfile.gettempdir()) / PLOT)
 
 
 def _run(stop: StopSignals, svg: Path, rows: int | None) -> int:

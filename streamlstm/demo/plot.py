@@ -1,4 +1,4 @@
-"""The demo's picture: series, forecasts, flags and errors, as one SVG."""
+"""The demo's picture: series, forecasts, alerts and errors, as one SVG."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
 
 
 def _draw_series(axes: Any, stream: Stream, begin: int, end: int) -> None:
-    """Readings of the hours `begin` to `end`, what was said of them HEADLINE_H before, flags."""
+    """Readings of the hours `begin` to `end`, what was said of them HEADLINE_H before, alerts."""
     hours = stream.series.hours
     shown = (hours >= begin) & (hours <= end)
     columns = stream.series.values[shown], stream.said(HEADLINE)[shown]
     at, readings, said = plot.broken(3600.0 * hours[shown], *columns)
     plot.readings(axes, plot.time(at), readings, said, f"forecast of it, {HEADLINE_H} h before")
-    odd = shown & stream.flagged
-    plot.flags(axes, _time(hours[odd]), stream.series.values[odd])
+    odd = shown & stream.alerted
+    plot.alerts(axes, _time(hours[odd]), stream.series.values[odd])
     axes.set_ylabel(stream.sensor.unit)
 
 

@@ -1,4 +1,4 @@
-"""How good forecasts were beside naive rivals, and flags beside the known events.
+"""How good forecasts were beside naive rivals, and alerts beside the known events.
 
 A forecast and its rivals know no reading later than the hour they are made in.
 """
@@ -55,22 +55,22 @@ def forecast_errors(series: Series, forecasts: Array, first_row: int) -> list[Fo
 
 
 @dataclass(frozen=True)
-class FlagScore:
-    """Flags against the known events: found[k] tells whether event k has one."""
+class AlertScore:
+    """Alerts against the known events: found[k] tells whether event k has one."""
 
     found: tuple[bool, ...]
-    false_flags: int
+    false_alerts: int
 
 
 WAY_BACK_H = 3  # a reading that jumps back to normal still belongs to its event
 
 
-def flag_score(series: Series, flagged: Array, events: tuple[KnownEvent, ...]) -> FlagScore:
-    """Compare `flagged` [T] with `events`; WAY_BACK_H hours after one still belong to it."""
-    found, in_an_event = [], np.zeros(len(flagged), dtype=bool)
+def alert_score(series: Series, alerted: Array, events: tuple[KnownEvent, ...]) -> AlertScore:
+    """Compare `alerted` [T] with `events`; WAY_BACK_H hours after one still belong to it."""
+    found, in_an_event = [], np.zeros(len(alerted), dtype=bool)
     for event in events:
         first, last = hour(event.first), hour(event.last)
         rows = (series.hours >= first) & (series.hours <= last + WAY_BACK_H)
-        found.append(bool(flagged[rows].any()))
+        found.append(bool(alerted[rows].any()))
         in_an_event |= rows
-    return FlagScore(tuple(found), int((flagged & ~in_an_event).sum()))
+    return AlertScore(tuple(found), int((alerted & ~in_an_event).sum()))

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlstm.demo.feeds import HEADLINE, HEADLINE_H
-from streamlstm.demo.scores import WAY_BACK_H, flag_score, forecast_errors
+from streamlstm.demo.scores import WAY_BACK_H, alert_score, forecast_errors
 from streamlstm.demo.streaming import QUANTILES, Stream
+from streamlstm.wording import counted
 
 REFRESH_S = 0.1
 BAR = 14
@@ -64,13 +65,15 @@ class Progress:
         table.add_column("hour\nof its data", min_width=16)
         for title in ("\nreading", f"said\n{HEADLINE_H} h ago", f"\nin {HEADLINE_H} h"):
             table.add_column(title, justify="right", min_width=7)
-        table.add_column("\nflags", justify="right")
+        table.add_column("\nalerts", justify="right")
         table.add_column("\nstreamed", min_width=BAR)
         for stream in self._streams:
             hour, *numbers, ahead = _now(stream)
-            flags = Text(f"{stream.flagged.sum()}", style="red")
+            alerts = Text(f"{stream.alerted.sum()}", style="red")
             bar = ProgressBar(total=len(stream), completed=stream.row, width=BAR)
-            table.add_row(stream.sensor.name, hour, *numbers, Text(ahead, style="bold"), flags, bar)
+            table.add_row(
+                stream.sensor.name, hour, *numbers, Text(ahead, style="bold"), alerts, bar
+            )
         return table
 
     def _line(self, stream: Stream) -> str:
@@ -78,7 +81,7 @@ class Progress:
         return (
             f"{stream.row / len(stream):4.0%}  {stream.sensor.name}  {hour}  {reading} "
             f"{stream.sensor.unit} (said {HEADLINE_H} h ago: {said}), in {HEADLINE_H} h: {ahead}; "
-            f"{stream.flagged.sum()} flags so far"
+            f"{counted(int(stream.alerted.sum()), 'alert')} so far"
         )
 
 
@@ -96,12 +99,12 @@ def _now(stream: Stream) -> tuple[str, str, str, str]:
 
 
 def summary(console: Console, streams: Sequence[Stream], took_s: float) -> None:
-    """How fast it was, how good the forecasts were, what was flagged."""
+    """How fast it was, how good the forecasts were, what was unusual."""
     _show_speed(console, streams, took_s)
     for stream in streams:
         _show_forecasts(console, stream)
     for stream in streams:
-        _show_flags(console, stream)
+        _show_alerts(console, stream)
 
 
 def _show_speed(console: Console, streams: Sequence[Stream], took_s: float) -> None:
@@ -149,18 +152,20 @@ def _show_forecasts(console: Console, stream: Stream) -> None:
             console.print(f"{e.hours} h ahead the LSTM does not beat '{rival}'.")
 
 
-def _show_flags(console: Console, stream: Stream) -> None:
+def _show_alerts(console: Console, stream: Stream) -> None:
     sensor = stream.sensor
     begun = tuple(e for e in sensor.events if e.first <= stream.series.times[-1])
-    score = flag_score(stream.series, stream.flagged, begun)
+    score = alert_score(stream.series, stream.alerted, begun)
     console.print()
-    total = f"[bold]{sensor.name}[/]: {stream.flagged.sum()} of {stream.row:,} readings flagged"
+    total = (
+        f"[bold]{sensor.name}[/]: {stream.alerted.sum()} of {stream.row:,} readings with an alert"
+    )
     if not sensor.events:
         console.print(f"{total}; its source lists no events to compare them with.", soft_wrap=True)
         return
     console.print(
         f"{total}; {sum(score.found)} of {len(begun)} known events found, "
-        f"{score.false_flags} of the flags neither in one nor up to {WAY_BACK_H} h after.",
+        f"{score.false_alerts} of the alerts neither in one nor up to {WAY_BACK_H} h after.",
         soft_wrap=True,
     )
     for event, found in zip(begun, score.found, strict=True):

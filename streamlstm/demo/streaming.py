@@ -16,7 +16,7 @@ QUANTILES = 3
 class Stream:
     """Steps a session through a series and keeps what came of it.
 
-    forecasts [T, horizons, QUANTILES] float64, NaN where not there yet; flagged [T] bool;
+    forecasts [T, horizons, QUANTILES] float64, NaN where not there yet; alerted [T] bool;
     round_trips_s: seconds from sending an event to having its answer, [row].
     """
 
@@ -25,7 +25,7 @@ class Stream:
         self.series = series
         self.session = session
         self.forecasts = np.full((len(series.values), len(HORIZONS_H), QUANTILES), np.nan)
-        self.flagged = np.zeros(len(series.values), dtype=bool)
+        self.alerted = np.zeros(len(series.values), dtype=bool)
         self.round_trips_s: list[float] = []
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Stream:
         self.round_trips_s.append(time.perf_counter() - sent_s)
         head = self.session.model.head
         assert head is not None
-        self.flagged[row] = head.report(y.tolist()).alert
+        self.alerted[row] = head.report(y.tolist()).alert
         self.forecasts[row] = self.session.forecast(HORIZONS_H[-1])[np.array(HORIZONS_H) - 1]
 
     def said(self, horizon: int) -> Array:
