@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamlstm import errors
-    from streamlstm.core.engine import Group
+    from streamlstm.core.sessions import Group
     from streamlstm.engine import Engine, Session
     from streamlstm.errors import (
         CapacityError,
@@ -56,7 +56,7 @@ _HOME = {
     "EngineError": "errors",
     "Feature": "feature",
     "GRU": "layers",
-    "Group": "core.engine",
+    "Group": "core.sessions",
     "Head": "head",
     "InputError": "errors",
     "LSTM": "layers",

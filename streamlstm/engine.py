@@ -27,9 +27,10 @@ from streamlstm import blas_threads
 
 try:
     from streamlstm import kernels
-    from streamlstm.core.engine import EngineCore, Group, SessionCore
+    from streamlstm.core.engine import EngineCore
     from streamlstm.core.head import CompiledHead
     from streamlstm.core.network import Network
+    from streamlstm.core.sessions import Group, SessionCore
 except ImportError as e:
     if not (e.name or "").startswith(("streamlstm.core.", "streamlstm.kernels.")):
         raise

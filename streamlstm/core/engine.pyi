@@ -1,13 +1,11 @@
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from streamlstm.core.arena import Arena
 from streamlstm.core.head import CompiledHead
 from streamlstm.core.network import Network
-from streamlstm.engine import Engine
-from streamlstm.errors import InputError
 
 Array = NDArray[Any]
 
@@ -42,35 +40,3 @@ class EngineCore:
         self, row: int, epoch: int, numbers: Array | None = None, seq: int = -1
     ) -> bool: ...
     def _close_core(self) -> None: ...
-
-class SessionCore:
-    engine: Any
-    name: str
-    handle: int
-    epoch: int
-    closed: bool
-    seq: int
-    _closed: bool
-    def __init__(self, engine: EngineCore, name: str, row: int, epoch: int) -> None: ...
-    def step(self, x: Any) -> Array: ...
-    def step_into(self, x: Array, out: Array) -> None: ...
-    def run(self, X: Any, *, out: Array | None = None) -> Array: ...
-    def forecast(self, steps: int) -> Array: ...
-
-class Group:
-    engine: Engine
-    seqs: NDArray[np.int64]
-    def __init__(
-        self,
-        engine: EngineCore,
-        sessions: Any = None,
-        handles: ArrayLike | None = None,
-        epochs: ArrayLike | None = None,
-    ) -> None: ...
-    def __len__(self) -> int: ...
-    def numbers(self) -> Array: ...
-    def step(self, X: Any) -> Array: ...
-    def step_into(self, X: Array, out: Array) -> None: ...
-    def refusals(self, X: Any) -> dict[int, InputError]: ...
-    def run(self, X: Any, *, out: Array | None = None) -> Array: ...
-    def forecast(self, steps: int) -> Array: ...

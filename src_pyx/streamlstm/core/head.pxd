@@ -32,7 +32,7 @@ cdef enum:                              # status; above 0 also the place of its 
 
 
 # All that a thread without the GIL needs of a Head. Read only, but for totals.
-ctypedef struct Plan:
+ctypedef struct Rules:
     Py_ssize_t others, horizon, quantiles, cycles
     Py_ssize_t readings, outputs            # widths of an event and of its answer
     Py_ssize_t network_inputs, network_outputs
@@ -62,7 +62,7 @@ ctypedef struct Take:
 
 
 cdef class CompiledHead:
-    cdef Plan plan
+    cdef Rules rules
     cdef readonly Py_ssize_t state_size
     cdef readonly object largest            # of a reading's columns [readings], float64
     cdef Py_ssize_t refused                 # readings, by a policy
@@ -72,12 +72,12 @@ cdef class CompiledHead:
 
 
 cdef Py_ssize_t first_refused(
-    const Plan* p, const double* s, const double* x, Py_ssize_t steps) noexcept nogil
-cdef void begin(const Plan* p, double* s, const double* x, Take* take) noexcept nogil
-cdef void feed(const Plan* p, double* s, Take* take, floating* x) noexcept nogil
-cdef void absorb(const Plan* p, double* s, const floating* o) noexcept nogil
-cdef void answer(const Plan* p, const double* s, const Take* take, double* y) noexcept nogil
-cdef void imagine(const Plan* p, double* s, double a, floating* x) noexcept nogil
-cdef void ahead(const Plan* p, const double* s, const double* f, Py_ssize_t k,
+    const Rules* p, const double* s, const double* x, Py_ssize_t steps) noexcept nogil
+cdef void begin(const Rules* p, double* s, const double* x, Take* take) noexcept nogil
+cdef void feed(const Rules* p, double* s, Take* take, floating* x) noexcept nogil
+cdef void absorb(const Rules* p, double* s, const floating* o) noexcept nogil
+cdef void answer(const Rules* p, const double* s, const Take* take, double* y) noexcept nogil
+cdef void imagine(const Rules* p, double* s, double a, floating* x) noexcept nogil
+cdef void ahead(const Rules* p, const double* s, const double* f, Py_ssize_t k,
                 double* out) noexcept nogil
-cdef void in_units(const Plan* p, double* a, Py_ssize_t n) noexcept nogil
+cdef void in_units(const Rules* p, double* a, Py_ssize_t n) noexcept nogil

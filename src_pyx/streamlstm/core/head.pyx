@@ -29,7 +29,7 @@ cdef class CompiledHead:
     """A checked Head's numbers (see head.py), laid out for the code below."""
 
     def __cinit__(self, head):
-        cdef Plan* p = &self.plan
+        cdef Rules* p = &self.rules
         features = (head.target, *head.others)
         std = np.array([f.std for f in features])
         mean = np.array([f.mean for f in features])
@@ -60,7 +60,7 @@ cdef class CompiledHead:
 
     def totals(self):
         """What all sessions counted together, by name."""
-        counts = {constants.COUNTERS[k]: int(self.plan.totals[k]) for k in range(COUNTERS)}
+        counts = {constants.COUNTERS[k]: int(self.rules.totals[k]) for k in range(COUNTERS)}
         return counts | {"refused": self.refused}
 
     cdef double* own(self, numbers) except NULL:
@@ -93,37 +93,37 @@ cdef inline double larger(double x, double y) noexcept nogil:
     return x if x > y else y
 
 
-cdef inline void count(const Plan* p, double* s, int what) noexcept nogil:
+cdef inline void count(const Rules* p, double* s, int what) noexcept nogil:
     s[COUNTS + what] += 1
     p.totals[what] += 1
 
 
-cdef inline double clamped(const Plan* p, double a) noexcept nogil:
+cdef inline double clamped(const Rules* p, double a) noexcept nogil:
     return larger(-p.largest_a, smaller(a, p.largest_a))
 
 
-cdef inline double median(const Plan* p, const double* s, Py_ssize_t k) noexcept nogil:
+cdef inline double median(const Rules* p, const double* s, Py_ssize_t k) noexcept nogil:
     """The a that the last step forecasts for k + 1 steps after it."""
     return clamped(p, s[A] + s[FIXED + k * p.quantiles + p.quantiles // 2])
 
 
 cdef int place(
-    const Plan* p, double last_s, double read_s, double time_s, double* grid_steps, double* log_gap,
+    const Rules* p, double last_s, double read_s, double time_s, double* grid, double* log_gap,
 ) noexcept nogil:
     """Where a reading stands after the last step and reading: WAS_STEPPED, or how it is late."""
     cdef double steps = (time_s - last_s) / p.step_s
-    grid_steps[0], log_gap[0] = 1, 0
+    grid[0], log_gap[0] = 1, 0
     if time_s <= read_s:
         return WAS_LATE if time_s < read_s else WAS_REPEATED
     if p.gaps:
         log_gap[0] = larger(-7, smaller(log(steps), 14))
         return WAS_STEPPED
-    grid_steps[0] = floor(steps + 0.5)
-    return WAS_STEPPED if grid_steps[0] >= 1 else WAS_EARLY
+    grid[0] = floor(steps + 0.5)
+    return WAS_STEPPED if grid[0] >= 1 else WAS_EARLY
 
 
 cdef inline double moved_to(
-    const Plan* p, double last_s, double time_s, double grid_steps,
+    const Rules* p, double last_s, double time_s, double grid_steps,
 ) noexcept nogil:
     """The time of the step that a reading of time_s makes, which the next is measured from."""
     cdef double on_grid = last_s + grid_steps * p.step_s
@@ -140,13 +140,13 @@ cdef bint any_nan(const double* x, Py_ssize_t n) noexcept nogil:
     return bad
 
 
-cdef bint lacks(const Plan* p, const double* x) noexcept nogil:
+cdef bint lacks(const Rules* p, const double* x) noexcept nogil:
     """Whether a reading's step can't be made of it; a missing one of the others can be held."""
     return any_nan(x + p.timed, 1 + p.others if p.missing <= SKIP else 1)
 
 
 cdef Py_ssize_t first_refused(
-    const Plan* p, const double* s, const double* x, Py_ssize_t steps,
+    const Rules* p, const double* s, const double* x, Py_ssize_t steps,
 ) noexcept nogil:
     """Index of the first of x [steps, readings] that a policy refuses, -1: none. Reads only."""
     cdef double last_s = s[TIME], read_s = s[READ], grid, log_gap
@@ -165,7 +165,7 @@ cdef Py_ssize_t first_refused(
     return -1
 
 
-cdef void begin(const Plan* p, double* s, const double* x, Take* take) noexcept nogil:
+cdef void begin(const Rules* p, double* s, const double* x, Take* take) noexcept nogil:
     """What a reading x [readings] makes the session do."""
     cdef bint seen = s[SEEN] > 0
     cdef int where = WAS_STEPPED
@@ -201,7 +201,7 @@ cdef void begin(const Plan* p, double* s, const double* x, Take* take) noexcept 
         count(p, s, GAPS)
 
 
-cdef void feed(const Plan* p, double* s, Take* take, floating* x) noexcept nogil:
+cdef void feed(const Rules* p, double* s, Take* take, floating* x) noexcept nogil:
     """The take's next step: x [network_inputs], float32 or float64."""
     cdef bint last = take.done == take.passes - 1
     cdef double a, z
@@ -232,7 +232,7 @@ cdef void feed(const Plan* p, double* s, Take* take, floating* x) noexcept nogil
     take.done += 1
 
 
-cdef void inputs(const Plan* p, double* s, double a, double log_gap, floating* x) noexcept nogil:
+cdef void inputs(const Rules* p, double* s, double a, double log_gap, floating* x) noexcept nogil:
     """A step of a: what the network is given, x [network_inputs]."""
     cdef double phase
     cdef Py_ssize_t j
@@ -252,7 +252,7 @@ cdef void inputs(const Plan* p, double* s, double a, double log_gap, floating* x
     s[SEEN] += 1
 
 
-cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexcept nogil:
+cdef void score(const Rules* p, double* s, Take* take, double z, double a) noexcept nogil:
     """Score a reading against what was seen and forecast before it; then learn from it."""
     cdef double f = a, g, low, high, outside, worst = 0, x, width
     cdef Py_ssize_t k
@@ -294,7 +294,7 @@ cdef void score(const Plan* p, double* s, Take* take, double z, double a) noexce
         s[PEAK] = 0
 
 
-cdef void absorb(const Plan* p, double* s, const floating* o) noexcept nogil:
+cdef void absorb(const Rules* p, double* s, const floating* o) noexcept nogil:
     """Keep the network's outputs o [horizon, quantiles], the quantiles of each step sorted."""
     cdef Py_ssize_t _k, i, j
     cdef double x
@@ -310,7 +310,7 @@ cdef void absorb(const Plan* p, double* s, const floating* o) noexcept nogil:
         to += p.quantiles
 
 
-cdef void answer(const Plan* p, const double* s, const Take* take, double* y) noexcept nogil:
+cdef void answer(const Rules* p, const double* s, const Take* take, double* y) noexcept nogil:
     """y [outputs]: quantiles of the next step in the target's unit, and the verdict."""
     cdef Py_ssize_t j
     cdef bint warming = s[SCORED] <= p.warm_up
@@ -325,14 +325,14 @@ cdef void answer(const Plan* p, const double* s, const Take* take, double* y) no
     y[4] = warming
 
 
-cdef void in_units(const Plan* p, double* a, Py_ssize_t n) noexcept nogil:
+cdef void in_units(const Rules* p, double* a, Py_ssize_t n) noexcept nogil:
     """a [n] made values of the target's unit, in place."""
     cdef Py_ssize_t i
     for i in range(n):
         a[i] = p.mean[0] + p.std * sinh(a[i])
 
 
-cdef void imagine(const Plan* p, double* s, double a, floating* x) noexcept nogil:
+cdef void imagine(const Rules* p, double* s, double a, floating* x) noexcept nogil:
     """A step of a fork to a value that was forecast; the others stay as they are."""
     if p.timed:
         s[TIME] += p.step_s
@@ -340,7 +340,7 @@ cdef void imagine(const Plan* p, double* s, double a, floating* x) noexcept nogi
 
 
 cdef void ahead(
-    const Plan* p, const double* s, const double* f, Py_ssize_t k, double* out,
+    const Rules* p, const double* s, const double* f, Py_ssize_t k, double* out,
 ) noexcept nogil:
     """out [quantiles]: a, k + 1 steps ahead, s being a fork's that was fed what is beyond horizon.
 
@@ -370,7 +370,7 @@ def unroll(head, readings):
     done as "hold". Raises ShapeError.
     """
     cdef CompiledHead compiled = CompiledHead(head)
-    cdef Plan* p = &compiled.plan
+    cdef Rules* p = &compiled.rules
     if p.missing == PREDICT:
         p.missing = HOLD
     events = np.ascontiguousarray(readings, np.float64)

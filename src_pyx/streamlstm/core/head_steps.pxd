@@ -29,6 +29,7 @@ cdef class HeadSteps:
     ) noexcept nogil
     cdef void step(self, char** rows, Py_ssize_t n) noexcept nogil
     cdef void network_step(self, Py_ssize_t m) noexcept nogil
+    cdef int fork(self, char** rows, Py_ssize_t n, char* to, Py_ssize_t stride) except -1
     cdef void forecast(
         self, char** forks, Py_ssize_t n, Py_ssize_t steps, double* out) noexcept nogil
     cdef void read_row(self, const char* row, double* numbers) noexcept nogil

@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from streamlstm.core.head cimport (
-    LATE_REJECT, REJECT, CompiledHead, Plan, Take, absorb, ahead, answer, begin, feed,
+    LATE_REJECT, REJECT, CompiledHead, Rules, Take, absorb, ahead, answer, begin, feed,
     imagine, in_units,
 )
 from streamlstm.core.head cimport first_refused as refused_at
@@ -29,7 +29,7 @@ cdef class HeadSteps:
         self.initial_row = start + bytes(head.state_size * sizeof(double))
         self.row_bytes = len(self.initial_row)
         self.state_size = network.state_size + head.state_size
-        self.refuses = head.plan.missing == REJECT or head.plan.late == LATE_REJECT
+        self.refuses = head.rules.missing == REJECT or head.rules.late == LATE_REJECT
 
     def __dealloc__(self):
         free(self.takes)
@@ -67,17 +67,17 @@ cdef class HeadSteps:
         """Index into x [n * steps, readings] of the first that a policy refuses; -1: none."""
         cdef Py_ssize_t i, at
         for i in range(n):
-            at = refused_at(&self.compiled.plan, self.state(rows[i]), x, steps)
+            at = refused_at(&self.compiled.rules, self.state(rows[i]), x, steps)
             if at >= 0:
                 return i * steps + at
-            x += steps * self.compiled.plan.readings
+            x += steps * self.compiled.rules.readings
         return -1
 
     cdef void run(
         self, char** rows, Py_ssize_t n, Py_ssize_t steps, const double* x, double* y,
     ) noexcept nogil:
         """x [n, steps, readings] -> y [n, steps, outputs]; scratch for n is reserved."""
-        cdef const Plan* p = &self.compiled.plan
+        cdef const Rules* p = &self.compiled.rules
         cdef Py_ssize_t i, t, at
         for t in range(steps):
             for i in range(n):
@@ -90,7 +90,7 @@ cdef class HeadSteps:
 
     cdef void step(self, char** rows, Py_ssize_t n) noexcept nogil:
         """All steps of the takes."""
-        cdef const Plan* p = &self.compiled.plan
+        cdef const Rules* p = &self.compiled.rules
         cdef Py_ssize_t i, at, m = 1
         cdef Take* take
         cdef double* s
@@ -112,7 +112,7 @@ cdef class HeadSteps:
 
     cdef void network_step(self, Py_ssize_t m) noexcept nogil:
         """The first m of `stepped`, from x; what the network says goes into their states."""
-        cdef const Plan* p = &self.compiled.plan
+        cdef const Rules* p = &self.compiled.rules
         cdef Py_ssize_t j, at
         self.threads.run(self.stepped, m, 1, self.x, self.y)
         for j in range(m):
@@ -122,12 +122,22 @@ cdef class HeadSteps:
             else:
                 absorb(p, self.state(self.stepped[j]), <const double*> self.y + at)
 
+    cdef int fork(self, char** rows, Py_ssize_t n, char* to, Py_ssize_t stride) except -1:
+        """Let `rows` point to copies of them, in `to`, `stride` bytes apart; reserve for n."""
+        cdef Py_ssize_t i
+        self.reserve(n)
+        for i in range(n):
+            memcpy(to, rows[i], self.row_bytes)
+            rows[i] = to
+            to += stride
+        return 0
+
     cdef void forecast(
         self, char** forks, Py_ssize_t n, Py_ssize_t steps, double* out,
     ) noexcept nogil:
         """out [n, steps, quantiles], in units: direct as far as the horizon goes; beyond it the
         forks are fed what was forecast. They are the caller's to throw away."""
-        cdef const Plan* p = &self.compiled.plan
+        cdef const Rules* p = &self.compiled.rules
         cdef Py_ssize_t q = p.quantiles, i, k
         cdef double* f
         for k in range(steps):

@@ -5,7 +5,7 @@ from streamlstm.kernels.table cimport Row
 
 # All that a thread without the GIL needs of a Network. Read only.
 ctypedef struct Plan:
-    const Kernel* kernel
+    Kernel kernel                   # a copy, so that its functions are a load away
     Layer* layers
     int layer_count
     int number_bytes                # of a number of an event, a state, an answer

@@ -49,7 +49,7 @@ cdef class Network:
     def __cinit__(self, Row row not None, list layers, x_mean, x_std, y_mean, y_std):
         cdef Plan* plan = &self.plan
         self.row = row
-        plan.kernel = row.kernel
+        plan.kernel = row.kernel[0]
         plan.number_bytes = sizeof(float) if row.kernel.numbers == FLOAT32 else sizeof(double)
         plan.layers = <Layer*> calloc(len(layers), sizeof(Layer))
         if not plan.layers:
@@ -90,7 +90,7 @@ cdef class Network:
             self.add_state(to, layer)
         if to.kind != EMBEDDING:
             self.macs += sum(a.size for a in layer.tensors().values() if a.ndim == 2)
-        return pack_layer(to, layer, plan.kernel, self.owned)
+        return pack_layer(to, layer, &plan.kernel, self.owned)
 
     cdef int add_options(self, Layer* to, layer) except -1:
         to.gate = FUNCTIONS.index(layer.gate_function)
@@ -150,8 +150,9 @@ cdef void forward(
     work: plan.work_bytes of scratch. y is written while x is still being read: they must
     not overlap.
     """
+    cdef bint single = plan.kernel.numbers == FLOAT32
     cdef float_mode mode = flush_denormals()
-    if plan.kernel.numbers == FLOAT32:
+    if single:
         forward_blocks[float](plan, rows, n, steps, <const float*> x, <float*> y, <float*> work)
     else:
         forward_blocks[double](plan, rows, n, steps, <const double*> x, <double*> y, <double*> work)
