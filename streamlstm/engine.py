@@ -39,6 +39,7 @@ except ImportError as e:
         f"{__file__}; outside its source folder run `pip install` on it, inside it "
         "run `python setup.py build_ext --inplace`"
     ) from e
+from streamlstm.bounds import largest_event
 from streamlstm.errors import (
     CapacityError,
     EngineClosedError,
@@ -56,16 +57,6 @@ from streamlstm.errors import (
 from streamlstm.events import acceptable, as_events
 from streamlstm.feature import Feature
 from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
-from streamlstm.layers import (
-    GRU,
-    LSTM,
-    SATURATION,
-    UNBOUNDED,
-    Activation,
-    Dense,
-    Embedding,
-    Layer,
-)
 from streamlstm.model import Model
 from streamlstm.state import State
 
@@ -99,7 +90,7 @@ class Engine(EngineCore):
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
         if not 1 <= threads <= MAX_THREADS:
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
-        largest = _largest_event(model)
+        largest = largest_event(model)
         head = None if model.head is None else _compiled_head(model.head, largest)
         if head is not None:
             largest = head.largest
@@ -441,76 +432,3 @@ def _compiled_head(head: Head, largest: Array) -> CompiledHead:
     if largest.min() < 2 * LARGEST_A:
         raise ModelError("the network's weights can overflow with what its head gives it")
     return CompiledHead(head)
-
-
-def _largest_event(model: Model) -> Array:
-    """The largest magnitude of each input [inputs] that leaves every number finite.
-
-    A sensor's "missing" is often the largest float: it would make an infinite sum, the
-    difference of two of them NaN, and a NaN never leaves h and c. Followed through the layers
-    is the largest magnitude a sum can reach, gain * (scaled event) + offset; what a layer's
-    functions bound has gain 0.
-    """
-    largest = float(np.finfo(model.dtype).max)
-    top, scaled = largest / 4, np.inf
-    gain, offset = 1.0, 0.0
-    for k, layer in enumerate(model.layers):
-        rows, more = _reach(layer)
-        gain, offset = gain * rows, offset * rows + more
-        if offset >= top:
-            raise ModelError(f"layer {k} ({layer.kind}): its weights can overflow {model.dtype}")
-        if gain:
-            scaled = min(scaled, (top - offset) / gain)
-        bound = _bound(layer)
-        if bound is not None:
-            gain, offset = 0.0, bound
-    if model.head is not None:
-        return np.full(model.head.network_inputs, min(scaled, largest))
-    mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
-    for f in model.outputs:
-        if offset * f.std + abs(f.mean) >= largest:
-            raise ModelError(f"output {f.name!r}: its mean and std can overflow {model.dtype}")
-    if model.vocabulary:
-        return np.array([model.vocabulary - 1], model.dtype)
-    with np.errstate(over="ignore"):
-        events: Array = np.minimum(scaled * std - np.abs(mean), largest)
-    if not (events > np.abs(mean)).all():
-        name = model.inputs[int(np.argmin(events > np.abs(mean)))].name
-        raise ModelError(f"input {name!r}: its mean is too many std from 0 for {model.dtype}")
-    return events
-
-
-def _reach(layer: Layer) -> tuple[float, float]:
-    """(rows, more): a layer's sums are at most rows * (largest input) + more."""
-
-    def largest(name: str) -> float:  # sum of magnitudes that meet in one number
-        a = np.abs(np.asarray(layer.tensors().get(name, 0.0), float))
-        return float((a.sum(axis=1) if a.ndim == 2 else a).max())
-
-    match layer:
-        case Dense():
-            return largest("w"), largest("b")
-        case LSTM() | GRU():
-            # Old h and c, and what is projected, are within SATURATION.
-            state = sum(map(largest, ("w_h", "peep", "w_p")))
-            norm = largest("norm") * layer.units**0.5  # of what has variance 1
-            biases = sum(map(largest, ("b", "b_n", "b_p")))
-            return largest("w_x"), SATURATION * state + norm + biases
-        case Embedding():
-            return 0.0, float(np.abs(layer.w).max())
-    return 1.0, 0.0
-
-
-def _bound(layer: Layer) -> float | None:
-    """The largest magnitude of what a layer gives, whatever it is given; None: there is none."""
-    match layer:
-        case Dense():
-            return None if layer.activation in UNBOUNDED else 1.0
-        case Activation():
-            return None if layer.function in UNBOUNDED else 1.0
-        case LSTM():
-            functions = {layer.gate_function, layer.output_function}
-            return 1.0 if layer.w_p is None and functions.isdisjoint(UNBOUNDED) else SATURATION
-        case GRU():  # goes on from any h that was restored
-            return SATURATION
-    return None

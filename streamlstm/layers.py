@@ -6,6 +6,7 @@ PyTorch, gates as blocks of rows in a fixed order, one bias for each sum.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
@@ -36,20 +37,20 @@ SATURATION = 1e15
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Layer:
+class Layer(ABC):
     """What all kinds share. Fields are tensors (arrays, or None) and options (all others)."""
 
     kind: ClassVar[str]
 
     @property
+    @abstractmethod
     def input_size(self) -> int:
         """Numbers that it takes in a step."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def output_size(self) -> int:
         """Numbers that it gives in a step."""
-        raise NotImplementedError
 
     @property
     def units(self) -> int:
@@ -61,9 +62,9 @@ class Layer:
         """Numbers of h and of c that a session keeps for it; of a GRU just h; () for none."""
         return ()
 
+    @abstractmethod
     def shapes(self) -> dict[str, Sizes]:
         """What each tensor's shape must be, given this layer's sizes."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, Array]:
         """The tensors that it has, by name."""
@@ -84,6 +85,22 @@ class Layer:
     def problem(self) -> str:
         """What is wrong with the options, as the end of a sentence; "" when nothing is."""
         return ""
+
+    @abstractmethod
+    def reach(self) -> tuple[float, float]:
+        """(rows, more): its sums are at most rows * (largest input) + more."""
+
+    @abstractmethod
+    def bound(self) -> float | None:
+        """The largest magnitude of what it gives, whatever it is given; None: there is none."""
+
+    def _largest(self, *names: str) -> float:
+        """Of tensors together: the sum of magnitudes that meet in one number of each."""
+        found = 0.0
+        for name in names:
+            a = np.abs(np.asarray(self.tensors().get(name, 0.0), float))
+            found += float((a.sum(axis=1) if a.ndim == 2 else a).max())
+        return found
 
 
 def _is_tensor(field: Field[Any]) -> bool:
@@ -207,6 +224,13 @@ class LSTM(Layer):
             output_function=self.output_function,
         )
 
+    def reach(self) -> tuple[float, float]:
+        return self._largest("w_x"), _state_reach(self)
+
+    def bound(self) -> float | None:
+        functions = {self.gate_function, self.output_function}
+        return 1.0 if self.w_p is None and functions.isdisjoint(UNBOUNDED) else SATURATION
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GRU(Layer):
@@ -264,6 +288,12 @@ class GRU(Layer):
             gate_function=self.gate_function, candidate_function=self.candidate_function
         )
 
+    def reach(self) -> tuple[float, float]:
+        return self._largest("w_x"), _state_reach(self)
+
+    def bound(self) -> float | None:
+        return SATURATION  # goes on from any h that was restored
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dense(Layer):
@@ -294,6 +324,12 @@ class Dense(Layer):
             return f"activation is {self.activation!r}; known are {', '.join(FUNCTIONS)}"
         return ""
 
+    def reach(self) -> tuple[float, float]:
+        return self._largest("w"), self._largest("b")
+
+    def bound(self) -> float | None:
+        return None if self.activation in UNBOUNDED else 1.0
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activation(Layer):
@@ -320,6 +356,12 @@ class Activation(Layer):
             return f"function is {self.function!r}; known are {', '.join(FUNCTIONS)}"
         return "" if self.size > 0 else f"size is {self.size}; expected 1 or more"
 
+    def reach(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def bound(self) -> float | None:
+        return None if self.function in UNBOUNDED else 1.0
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embedding(Layer):
@@ -345,8 +387,24 @@ class Embedding(Layer):
     def shapes(self) -> dict[str, Sizes]:
         return {"w": (self.vocabulary, self.output_size)}
 
+    def reach(self) -> tuple[float, float]:
+        return 0.0, float(np.abs(self.w).max())
+
+    def bound(self) -> float | None:
+        return None
+
 
 Recurrent = LSTM | GRU
+
+
+def _state_reach(cell: Recurrent) -> float:
+    """What a cell's sums get of its state, norm and biases at most."""
+    # Old h and c, and what is projected, are within SATURATION.
+    state = sum(map(cell._largest, ("w_h", "peep", "w_p")))
+    norm = cell._largest("norm") * float(cell.units**0.5)  # of what has variance 1
+    return SATURATION * state + norm + cell._largest("b", "b_n", "b_p")
+
+
 KINDS: dict[str, type[Layer]] = {k.kind: k for k in (LSTM, GRU, Dense, Activation, Embedding)}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import streamlstm as sl
 from networks import BOUNDED, C_ERROR, H_ERROR, dense, events, gru, lstm, lstm_with
-from streamlstm import errors, kernels, reference
+from streamlstm import errors, kernels, layers, reference
 from streamlstm.layers import CELL_FUNCTIONS, FUNCTIONS
 
 KERNELS = ["float64", "blas", *kernels.FUSED]
@@ -315,6 +315,16 @@ def test_outputs_that_can_overflow_are_refused():
     vast = [sl.Feature(f"y{k}", std=1e30) for k in range(H)]
     with pytest.raises(errors.ModelError, match="output 'y0': its mean and std can overflow"):
         sl.Engine(sl.Model([gru(rng(), 3, H)], outputs=vast, dtype="float32"))
+
+
+def test_a_layer_kind_without_a_bound_can_not_be_made():
+    """What it may reach is asked of every kind: a forgotten one would let numbers overflow."""
+
+    class Forgetful(sl.Dense):
+        reach = layers.Layer.reach
+
+    with pytest.raises(TypeError, match="abstract"):
+        Forgetful(np.ones((1, 1)), np.ones(1))
 
 
 def test_layer_norm_of_the_largest_event(dtype):

@@ -62,7 +62,7 @@ FLOORS = [
     {"kernels"},
     {"core"},
     {"blas_threads", "model", "reference_head"},
-    {"times"},
+    {"bounds", "times"},
     {"csv_events", "events", "plot", "reference"},
     {"readings"},
     {"state"},
