@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,6 +68,19 @@ class Proof:
         return f"<Proof: {self.framework},{cells} {steps}, largest {self.largest:.1e}>"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What training saw when it streamed its rows here and in its framework.
+
+    framework: its name and version. steps: compared. largest: the largest difference, in std of
+    the target.
+    """
+
+    framework: str
+    steps: int
+    largest: float
+
+
 def random_events(model: Model, steps: int, seed: int = 0) -> Array:
     """Events to try a model with: [steps, inputs] in its event_dtype, reproducible by `seed`.
 
@@ -98,8 +111,16 @@ def _random_readings(head: Head, steps: int, rng: np.random.Generator) -> Array:
     return np.column_stack([time_s, x])
 
 
-def save(model: Model, path: str | os.PathLike[str], *, proof: Proof | None = None) -> None:
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    proof: Proof | None = None,
+    compared: Comparison | None = None,
+) -> None:
     """Write `model` to `path`, whole or not at all.
+
+    compared: goes along, and is not looked at; of a model that was trained here.
 
     proof: its events and answers become the test vector. Raises OSError, and ModelError when
     load would find that the proof does not hold.
@@ -116,6 +137,8 @@ def save(model: Model, path: str | os.PathLike[str], *, proof: Proof | None = No
     else:
         tensors["test.x"], tensors["test.y"] = (np.array(a, np.float64) for a in (proof.x, proof.y))
         description["proof"] = _checked_proof(model, proof)
+    if compared is not None:
+        description["compared"] = asdict(compared)
     partial = Path(f"{os.fspath(path)}.partial")
     try:
         partial.write_bytes(packed(tensors, metadata={"streamlstm": json.dumps(description)}))
@@ -217,6 +240,15 @@ def read_proof(path: str | os.PathLike[str]) -> Proof | None:
         return Proof(str(told["framework"]), x, y, float(told["largest"]), flow_by)
     except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise ModelFileError(f"{path} is damaged: {e}; import its network again") from e
+
+
+def read_comparison(path: str | os.PathLike[str]) -> Comparison | None:
+    """What training compared, None where the file does not say. Raises OSError, ModelFileError."""
+    told = _read(os.fspath(path))[0].get("compared")
+    try:
+        return None if told is None else Comparison(**told)
+    except TypeError as e:
+        raise ModelFileError(f"{path} is damaged: {e}; train its network again") from e
 
 
 def is_model_file(path: str | os.PathLike[str]) -> bool:

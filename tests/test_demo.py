@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import streamlstm as sl
+from streamlstm import cli
 from streamlstm.demo.feeds import HORIZONS_H, SENSORS, WATER_FLOW, read
 from streamlstm.demo.scores import alert_score
 
@@ -26,6 +27,11 @@ def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def test_a_picture_of_another_kind_is_refused_before_any_work(capsys):
+    assert cli.main(["demo", "--plot", "demo.jpg"]) == 2
+    assert "--plot draws .svg, .png, .pdf; got demo.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["elsewhere", "source"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from streamlstm.commands.arguments import add_command, positive_int
+from streamlstm.commands.arguments import add_command, positive_int, wrong_usage
+from streamlstm.commands.written import PLOTS
 
 
 def add(commands: Any) -> None:
@@ -16,6 +18,8 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.plot is not None and Path(args.plot).suffix not in PLOTS:
+        return wrong_usage(f"demo: --plot draws {', '.join(PLOTS)}; got {args.plot}")
     from streamlstm.demo import main as demo  # noqa: PLC0415
 
     return demo.run(args)

@@ -11,6 +11,7 @@ from streamlstm.importers.source import Source
 from streamlstm.importers.verify import Proof
 from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding, Layer
 from streamlstm.model import Model
+from streamlstm.model_file import Comparison
 from streamlstm.wording import counted
 
 # What a comparison of cells takes for granted, by who tells the flow (model_file.FlowBy).
@@ -29,6 +30,13 @@ def say_proof(proof: Proof) -> None:
     else:
         unproven = f"{_UNPROVEN[proof.flow_by]}: {_TO_PROVE}"
         say("compared", f"cells only, against {told(proof)}; {unproven}")
+
+
+def say_compared(compared: Comparison) -> None:
+    """What training showed of the network it made."""
+    steps = counted(compared.steps, "step")
+    largest = f"largest difference {compared.largest:.1e} std"
+    say("proof", f"{compared.framework}: {steps}, {largest}")
 
 
 def say_unproven(source: Source) -> None:

@@ -6,13 +6,13 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 import numpy as np
 
-from streamlstm import csv_events, readings
+from streamlstm import csv_events, model_file, readings
 from streamlstm.commands.arguments import (
     add_command,
     add_policies,
@@ -32,7 +32,6 @@ from streamlstm.engine import Engine
 from streamlstm.errors import InputError, StreamLSTMError
 from streamlstm.head import Head
 from streamlstm.model import Model
-from streamlstm.model_file import load
 
 PLAIN: Final = {
     "value above": "higher than the range it kept to",
@@ -149,18 +148,18 @@ def _run(args: argparse.Namespace) -> int:
         if path not in (None, "-"):
             check_writable(path, by, args.force or (path == out and args.state is not None))
     plot = None if args.plot is None else _plot()
-    trained: dict[str, int] = {}
-    model = load(args.model) if args.model is not None else _train(args, trained)
+    trained = _Trained()
+    model = model_file.load(args.model) if args.model is not None else _train(args, trained)
     if model.head is None:
         raise StreamLSTMError(
             f"{args.model} has no head, which makes forecasts and scores; train a model with "
             "`streamlstm train`"
         )
     if args.save_model is not None:
-        model.save(args.save_model)
+        model_file.save(model, args.save_model, compared=trained.compared)
     tell = Teller(sys.stderr if out == "-" else sys.stdout)
     with Stops() as stops, Engine(model) as engine, Kept(engine, args.state) as kept:
-        counted = Counted(trained, keep=plot is not None)
+        counted = Counted(trained.last, keep=plot is not None)
         with (
             scores_file(out, args, model.head) as write,
             csv_events.open_csv(args.csv) as source,
@@ -172,7 +171,7 @@ def _run(args: argparse.Namespace) -> int:
             raise InputError(f"{_source(args)}{why}")
         counted.tell(tell, engine)
         if plot is not None and counted.watched:
-            plot.detection([_track(w, trained) for w in counted.watched.values()], args.plot)
+            plot.detection([_track(w, trained.last) for w in counted.watched.values()], args.plot)
     written = {"scores": None if out == "-" else out, "plot": args.plot, "model": args.save_model}
     for what, path in written.items():
         if path is not None and Path(path).exists():
@@ -186,14 +185,22 @@ def _run(args: argparse.Namespace) -> int:
     return stops.code or (1 if refused else 0)
 
 
-def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
-    """A model of the first rows of each series; `trained` gets their last lines."""
+@dataclass
+class _Trained:
+    """What training leaves beside the model. last: the last line trained on, of each series."""
+
+    last: dict[str, int] = field(default_factory=dict)
+    compared: model_file.Comparison | None = None
+
+
+def _train(args: argparse.Namespace, trained: _Trained) -> Model:
+    """A model of the first rows of each series."""
     training = training_of_torch()
     series = readings.read(
         args.csv, args.target, time=args.time, others=args.others or (), series=args.series
     )
     series = [s.first(args.train_rows or (len(s) + 1) // 2) for s in series]
-    trained |= {"" if args.series is None else s.name: int(s.lines[-1]) for s in series}
+    trained.last |= {"" if args.series is None else s.name: int(s.lines[-1]) for s in series}
     policies = {name: getattr(args, name) for name in ("spacing", "missing", "late")}
     head = training.head_for(
         series,
@@ -209,6 +216,7 @@ def _train(args: argparse.Namespace, trained: dict[str, int]) -> Model:
         done = training.train(series, head, name=name, unseen=0.0, progress=progress)
     finally:
         progress.end()
+    trained.compared = done.compared
     model: Model = done.model
     return model
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from streamlstm import model_file
 from streamlstm.commands.arguments import add_command, add_flow
-from streamlstm.commands.described import list_layers, say_assumed, say_proof, say_unproven, show
+from streamlstm.commands.described import (
+    list_layers,
+    say_assumed,
+    say_compared,
+    say_proof,
+    say_unproven,
+    show,
+)
 from streamlstm.commands.lines import say
 from streamlstm.errors import ModelError
 from streamlstm.importers import model_of, open_source
@@ -33,10 +40,13 @@ def run(args: argparse.Namespace) -> int:
         say("fingerprint", model.fingerprint)
         show(model)
         proof = model_file.read_proof(path)
-        if proof is None:
-            say("proof", "none")
-        else:
+        compared = model_file.read_comparison(path)
+        if proof is not None:
             say_proof(proof)
+        elif compared is not None:
+            say_compared(compared)
+        else:
+            say("proof", "none")
         return 0
     source = open_source(path, flow=args.flow)
     say("format", source.format)

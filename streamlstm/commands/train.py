@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlstm import readings
+from streamlstm import model_file, readings
 from streamlstm.head import Head
-from streamlstm.wording import counted
 
 if TYPE_CHECKING:
     from streamlstm.training import Errors, Trained
@@ -23,6 +22,7 @@ from streamlstm.commands.arguments import (
     seed,
     wrong_usage,
 )
+from streamlstm.commands.described import say_compared
 from streamlstm.commands.lines import print_table, say
 from streamlstm.commands.training import ProgressLine, training_of_torch
 from streamlstm.commands.written import check_writable, made_by, remember, same_file
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         progress.end()
-    trained.model.save(args.out)
+    model_file.save(trained.model, args.out, compared=trained.compared)
     remember(args.out, by)
     _show(trained, len(series), head)
     say("written", args.out)
@@ -167,11 +167,7 @@ def _show(trained: Trained, series: int, head: Head) -> None:
         at = f"{', '.join(map(str, steps))} step{'s' if steps[-1] > 1 else ''}"
         shorter = ", or a shorter horizon" if head.horizon > 1 else ""
         say("note", f"at {at} it is worse than the {rival}: use more data{shorter}")
-    say(
-        "proof",
-        f"{trained.framework}: {counted(trained.steps, 'step')}, "
-        f"largest difference {trained.difference:.1e} std",
-    )
+    say_compared(trained.compared)
 
 
 def _every(head: Head) -> str:

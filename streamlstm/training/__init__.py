@@ -26,6 +26,7 @@ from streamlstm.errors import InputError, ModelError
 from streamlstm.head import Cycle, Head, Late, Missing, Spacing
 from streamlstm.importers import from_torch
 from streamlstm.model import Model
+from streamlstm.model_file import Comparison
 from streamlstm.readings import Series
 from streamlstm.training import evaluation, network
 from streamlstm.training.evaluation import Errors
@@ -69,9 +70,10 @@ class Trained:
     empty: tuple[str, ...] = ()
 
     @property
-    def framework(self) -> str:
-        """What the difference is from, as Proof.framework names it."""
-        return f"PyTorch {torch.__version__.partition('+')[0]}"
+    def compared(self) -> Comparison:
+        """The difference, as a model file keeps it."""
+        framework = f"PyTorch {torch.__version__.partition('+')[0]}"
+        return Comparison(framework, self.steps, self.difference)
 
 
 def fit(

@@ -532,7 +532,7 @@ def write(path: str, header: str, rows) -> str:
     return path
 
 
-def test_from_a_file_to_a_model(run):
+def test_from_a_file_to_a_model(run, capsys):
     series = wave(600)
     values = series.values[:, 0].tolist()
     values[50] = ""
@@ -556,6 +556,8 @@ def test_from_a_file_to_a_model(run):
     assert re.fullmatch(
         r"proof        PyTorch [\d.]+: 600 steps, largest difference \S+ std", lines[-2]
     )
+    cli.main(["inspect", "wave.safetensors"])
+    assert capsys.readouterr().out.splitlines()[-1] == lines[-2]
     assert lines[-1] == "written      wave.safetensors"
     model = sl.load("wave.safetensors")
     assert (model.name, model.head.target.name, model.head.horizon) == ("wave", "level", 24)
