@@ -57,6 +57,7 @@ from streamlstm.errors import (
 from streamlstm.events import acceptable, as_events
 from streamlstm.feature import Feature
 from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
+from streamlstm.log import log
 from streamlstm.model import Model
 from streamlstm.state import State
 
@@ -113,6 +114,7 @@ class Engine(EngineCore):
         # Re-entrant: creating a Session may run the garbage collector, and it a finalizer
         # that closes another one.
         self._registry = threading.RLock()
+        log.debug("engine of model %s: arithmetic class %s", model.name, self.arithmetic)
         if state is not None:
             from streamlstm import saved_sessions  # noqa: PLC0415  (brings in SQLite)
 

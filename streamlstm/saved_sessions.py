@@ -6,7 +6,6 @@ transaction, with an fsync, so that a crash leaves the sessions from before or t
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import closing
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamlstm.errors import CapacityError, StateMismatchError, StoreError
+from streamlstm.log import log
 from streamlstm.store import Reader, SessionRow, Store, open_store, read_store
 
 if TYPE_CHECKING:
     from streamlstm.engine import Engine
-
-_log = logging.getLogger("streamlstm")
 
 
 def save(engine: Engine, directory: str | os.PathLike[str]) -> None:
@@ -86,7 +84,7 @@ def read(engine: Engine, store: Reader) -> None:
         row = store.get(at)
         assert row is not None
         if row.quarantined:
-            _log.warning("session %r of %s is quarantined and left out", name, store.path)
+            log.warning("session %r of %s is quarantined and left out", name, store.path)
             continue
         engine.adopt(name, np.frombuffer(row.state, engine.model.event_dtype).copy(), row.seq)
 

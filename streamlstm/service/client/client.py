@@ -29,6 +29,7 @@ import zmq
 
 from streamlstm.errors import ForkedProcessError, ServiceError, SessionError, StreamLSTMError
 from streamlstm.head import checked_ahead
+from streamlstm.log import log
 from streamlstm.service.client.client_protocol import ClientProtocol
 from streamlstm.service.client.client_sessions import Call, ClientGroup, ClientSession, RemoteModel
 
@@ -122,7 +123,7 @@ class _ClientBase:
         self.address = address
         self.patience_s = patience_s
         self._pid = os.getpid()
-        self._protocol = ClientProtocol(address, patience_s, random.Random())
+        self._protocol = ClientProtocol(address, patience_s, random.Random(), log.log)
 
     @property
     def hello(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from logging import DEBUG, INFO, WARNING
 from math import inf
 from typing import Any, Final
 
@@ -109,12 +110,19 @@ class ClientProtocol:
     address: for sentences only.
     patience_s: how long a request may take, with all that is sent again.
     rng: draws tokens and jitter.
+    report: called with a level of logging and a sentence, when something happens by itself.
 
     Methods that take `now` and return a Call raise at once what is wrong with their
     arguments; what becomes of the request is in the call.
     """
 
-    def __init__(self, address: str, patience_s: float, rng: random.Random) -> None:
+    def __init__(
+        self,
+        address: str,
+        patience_s: float,
+        rng: random.Random,
+        report: Callable[[int, str], None] = lambda _level, _sentence: None,
+    ) -> None:
         if not patience_s > 0:
             raise ServiceError(f"patience_s must be more than 0, got {patience_s}")
         self.address = address
@@ -123,6 +131,7 @@ class ClientProtocol:
         self.models: dict[str, RemoteModel] = {}
         self.stopping = False  # the server said so
         self._rng = rng
+        self._report = report
         self._ledger = Ledger()
         self._encode = wire.Encoder().request
         self._decode = wire.Decoder(_REPLY_LIMITS).reply
@@ -425,6 +434,7 @@ class ClientProtocol:
         if call.missing:
             call.due_s = inf
             return
+        self._report(DEBUG, f"{call.op} to {self.address} is sent again")
         held, lane.held = lane.held, False
         for each in lane.flight:
             if not held:  # else it was answered: try again later
@@ -1024,6 +1034,7 @@ class ClientProtocol:
     ) -> None:
         handle, epoch, seq = opened
         self._found(session)
+        self._report(INFO, f"session {session.name!r} is attached again, at event {seq}")
         session.token = None
         self._paused += not session.attach_wait_s
         session.attach_wait_s = min(max(REATTACH_S, 2 * session.attach_wait_s), RESEND_S_MAX)
@@ -1104,7 +1115,9 @@ class ClientProtocol:
     def _notice(self, kind: object, entries: object, now: float) -> None:
         if kind == "stopping":
             self.stopping = True
+            self._report(INFO, f"the server at {self.address} is stopping")
         elif kind == "overrun":  # answers were lost
+            self._report(WARNING, "answers were lost, for they were not read in time: asked again")
             for call in list(self._calls.values()):
                 if not call.done and (call.attaches or call.lane.flight[0] is call):
                     self._resend(call, now)
