@@ -22,7 +22,17 @@ from streamlstm.wording import counted
 Array = NDArray[Any]
 
 _PLACED: Final = (np.ndarray, list, tuple, int, float, str, bytes, np.generic)
-"""What surely is no data frame, so that narwhals need not be asked, nor imported."""
+"""What surely has no names, so that narwhals need not be asked, nor imported."""
+
+
+_NAMED: Final = (
+    "__dataframe__",
+    "__arrow_c_stream__",
+    "__narwhals_dataframe__",
+    "collect",
+    "index",
+)
+"""What a data frame, or a Series with names, has one of."""
 
 
 def as_events(
@@ -54,7 +64,7 @@ def as_events(
 
 def rows_of(events: Any, names: Sequence[str], time: str | None = None) -> Any:
     """What to go through for one event after the other: of a data frame its rows, as arrays."""
-    if isinstance(events, _PLACED) or _columns(events) is None:
+    if isinstance(events, (*_PLACED, Mapping)) or _columns(events) is None:
         return events
     return as_events(events, names, 2, np.dtype(np.float64), time)
 
@@ -115,7 +125,7 @@ def _columns(x: Any) -> Mapping[Any, Any] | None:
         return None if x.dtype.names is None else {name: x[name] for name in x.dtype.names}
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return dict(zip(x._fields, x, strict=True))
-    if isinstance(x, _PLACED):
+    if isinstance(x, _PLACED) or not any(hasattr(x, mark) for mark in _NAMED):
         return None
     return columns_of(x) or _labelled(x)
 

@@ -45,27 +45,26 @@ def load(engine: Engine, directory: str | os.PathLike[str]) -> None:
 
 def write(engine: Engine, store: Store) -> None:
     """Make the store's sessions of the engine's model those that are open, and commit."""
-    model, sessions = engine.model, list(engine)
-    numbers = engine.group(sessions).numbers()
+    model, states = engine.model, {session.name: session.state() for session in engine}
     dtype = np.dtype(model.event_dtype).name
     id = store.model(model.name, model.fingerprint, dtype, model.state_size, model.state_sizes)
     store.set_arithmetic(id, engine.arithmetic)
     known = {name: at for at, name in store.names(id)}
-    store.delete(at for name, at in known.items() if name not in engine)
+    store.delete(at for name, at in known.items() if name not in states)
     first = store.last_id + 1
     store.put(
         SessionRow(
-            known.get(session.name, first + k),
+            known.get(name, first + k),
             id,
-            session.name,
+            name,
             1,
             0,
-            session.seq,
-            numbers[k].tobytes(),
+            state.seq,
+            state.numbers.tobytes(),
             b"",
             False,
         )
-        for k, session in enumerate(sessions)
+        for k, (name, state) in enumerate(states.items())
     )
     store.commit()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import namedtuple
 from datetime import UTC, date, datetime, timedelta, timezone
 
@@ -124,6 +126,19 @@ def test_what_is_no_number_is_refused(engine, X):
     with pytest.raises(InputError, match="give its collect"):
         session.run(pl.DataFrame(columns).lazy())
     assert session.seq == 0
+
+
+def test_what_has_no_names_asks_nobody(tmp_path):
+    """narwhals takes 30 ms to import, and a stream of plain events never needs it."""
+    code = (
+        "import sys, streamlstm.events as e, numpy as np\n"
+        "f4 = np.dtype('f4')\n"
+        "for x in (np.zeros(2), [0.0, 1.0], (0, 1), {'a': 1, 'b': 2}):\n"
+        "    e.as_events(x, 'ab', 1, f4)\n"
+        "list(e.rows_of(iter([[1, 2]]), 'ab'))\n"
+        "assert not {'narwhals', 'pandas', 'polars'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_a_vector_is_a_run_of_one_input():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 
 import numpy as np
@@ -86,6 +87,32 @@ def test_the_server_goes_on_from_it_and_back(tmp_path):
     with sl.Engine(MODEL, state=tmp_path) as engine:
         assert engine["c"].seq == 3
         assert engine["c"].step(x).tobytes() == wanted[1].tobytes()
+
+
+def test_a_state_and_its_seq_are_of_one_moment(tmp_path):
+    """While another thread steps: what is saved is as if each event came before or after."""
+    model = stacked(1, 4)
+    with sl.Engine(model) as engine:
+        session = engine.open("a")
+        done = threading.Event()
+
+        def step() -> None:
+            while not done.is_set():
+                session.step([1.0])
+
+        thread = threading.Thread(target=step)
+        thread.start()
+        try:
+            for k in range(5):
+                engine.save(tmp_path / str(k))
+        finally:
+            done.set()
+            thread.join()
+    for k in range(5):
+        with sl.Engine(model, state=tmp_path / str(k)) as engine, sl.Engine(model) as other:
+            twin = other.open("a")
+            twin.run(np.ones((engine["a"].seq, 1)))
+            assert twin.state().numbers.tobytes() == engine["a"].state().numbers.tobytes()
 
 
 def test_refusals(tmp_path):

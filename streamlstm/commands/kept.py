@@ -19,6 +19,7 @@ class Kept:
         self.engine = engine
         self._store = None
         self._saved_s = time.monotonic()
+        self._took_s = 0.0
         if directory is None:
             return
         from streamlstm import saved_sessions, store  # noqa: PLC0415  (brings in SQLite)
@@ -37,14 +38,19 @@ class Kept:
 
     def __exit__(self, *error: object) -> None:
         if self._store is not None:
-            self.save()
+            self._write(self.engine, self._store)
             self._store.close()
 
     def open(self, name: str) -> Session:
         return self.engine[name] if name in self.engine else self.engine.open(name)
 
     def save(self, *, every_s: float = 0.0) -> None:
-        """Keep what the sessions remember now, unless that was done within so many seconds."""
-        if self._store is not None and time.monotonic() >= self._saved_s + every_s:
+        """Keep what the sessions remember now, unless that was done within so many seconds, or
+        would take more than a twentieth of the time."""
+        if self._store is None:
+            return
+        began_s = time.monotonic()
+        if began_s >= self._saved_s + max(every_s, 20 * self._took_s):
             self._write(self.engine, self._store)
             self._saved_s = time.monotonic()
+            self._took_s = self._saved_s - began_s

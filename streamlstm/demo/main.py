@@ -91,7 +91,6 @@ def _stream(
             console.print(
                 f"  session [bold]{sensor.name}[/]: {sensor.what}; "
                 f"{len(series.values):,} hourly readings in {sensor.unit}",
-                soft_wrap=True,
             )
         console.print()
         began_s = time.monotonic()

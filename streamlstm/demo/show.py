@@ -57,7 +57,7 @@ class Progress:
                 self._next_s = now_s + REFRESH_S
                 self._live.update(self._table(), refresh=True)
         elif (stream.row * PLAIN_LINES) % len(stream) < PLAIN_LINES:  # a tenth is full
-            self._console.print(self._line(stream), soft_wrap=True)
+            self._console.print(self._line(stream))
 
     def _table(self) -> RenderableType:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -115,7 +115,6 @@ def _show_speed(console: Console, streams: Sequence[Stream], took_s: float) -> N
         f"[bold]{len(trips_ms):,} events[/] in {took_s:.1f} s, one after the other, each with a "
         f"forecast: [bold]{len(trips_ms) / took_s:,.0f} steps/s[/].\n"
         f"Round trip (client, broker, LSTM step and back): p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
-        soft_wrap=True,
     )
 
 
@@ -128,7 +127,6 @@ def _show_forecasts(console: Console, stream: Stream) -> None:
         console.print(
             f"[bold]{sensor.name}[/]: no forecast to judge yet; they are judged on the rows not "
             f"used in training, from {sensor.unseen_from:%Y-%m-%d} on.",
-            soft_wrap=True,
         )
         return
     console.print(
@@ -161,12 +159,11 @@ def _show_alerts(console: Console, stream: Stream) -> None:
         f"[bold]{sensor.name}[/]: {stream.alerted.sum()} of {stream.row:,} readings with an alert"
     )
     if not sensor.events:
-        console.print(f"{total}; its source lists no events to compare them with.", soft_wrap=True)
+        console.print(f"{total}; its source lists no events to compare them with.")
         return
     console.print(
         f"{total}; {sum(score.found)} of {len(begun)} known events found, "
         f"{score.false_alerts} of the alerts neither in one nor up to {WAY_BACK_H} h after.",
-        soft_wrap=True,
     )
     for event, found in zip(begun, score.found, strict=True):
         rows = "trained on" if event.first < sensor.unseen_from else "not trained on"
