@@ -128,7 +128,7 @@ def recovery(model: Path, folder: Path, batch: int) -> float:
     server.store.close()  # as a kill does: no checkpoint
     again = Direct(model, folder)
     again.store.close()
-    if not again.protocol.journal or again.protocol.journal.recovered < JOURNALED:
+    if again.protocol.meters.recovered_events < JOURNALED:
         raise RuntimeError("not all came back")
     return again.took_s
 

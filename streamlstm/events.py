@@ -14,7 +14,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamlstm.errors import DtypeError, InputError, MissingInputError, ShapeError
+from streamlstm.errors import (
+    DtypeError,
+    InputError,
+    MissingInputError,
+    NonFiniteError,
+    ShapeError,
+)
 from streamlstm.head import Head
 from streamlstm.times import as_seconds
 from streamlstm.wording import counted
@@ -83,6 +89,12 @@ def acceptable(X: Array, largest: ArrayLike, head: Head | None, vocabulary: int 
     if vocabulary:
         good &= (X >= 0) & (np.floor(X) == X)
     return good
+
+
+def unacceptable(index: int, vocabulary: int = 0) -> NonFiniteError:
+    """Of the event at `index`."""
+    wrong = "no whole number" if vocabulary else "NaN, infinity"
+    return NonFiniteError(f"event {index} holds {wrong} or a number that is too large")
 
 
 def columns_of(frame: Any) -> dict[str | None, Any] | None:

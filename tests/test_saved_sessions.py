@@ -77,10 +77,10 @@ def test_the_server_goes_on_from_it_and_back(tmp_path):
         wanted = [engine["c"].step(x), engine["c"].step(x)]
         with closing(open_store(tmp_path, "async")) as store, sl.Engine(MODEL) as served:
             protocol = ServerProtocol([served], sl.State.from_bytes, store=store)
-            shard = protocol.tables[0]
-            slot = shard.find("c", 0.0)
-            assert shard.table.seqs[slot] == 2
-            y = bytes(shard.step(slot, x.tobytes()))
+            sessions = protocol.shard.tables[0]
+            seat = sessions.roster.find("c", 0.0)
+            assert sessions.table.seqs[seat] == 2
+            y = bytes(sessions.step(seat, x.tobytes()))
             assert y == wanted[0].tobytes()
             protocol.step(0.0)
             protocol.stop()

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         if args.state is None and getattr(args, option) is not None:
             return wrong_usage(f"serve: --{option.replace('_', '-')} needs --state DIR")
     from streamlstm import Engine, State, __version__, blas_threads, load  # noqa: PLC0415
-    from streamlstm.service.server import broker  # noqa: PLC0415
+    from streamlstm.service.server import process  # noqa: PLC0415
 
     blas_threads.use_one_thread()
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             )
             for path in args.models
         ]
-        return broker.serve(
+        return process.serve(
             engines,
             State.from_bytes,
             args.bind,

@@ -195,14 +195,15 @@ Fields: TypeAlias = (
 class Operation:
     """What is to be known of an operation.
 
-    reply: names of the values that follow the id in its "ok" reply. changes: whether it takes a
-    number of the session's seq. verb: of its record in the journal, if it has one.
+    reply: names of the values that follow the id in its "ok" reply. mark: begins the digests by
+    which its repeats are known, where it changes a session and takes a number of its seq; stored,
+    so never to be changed. verb: of its record in the journal, if it has one.
     """
 
     name: str
     fields: type[Fields]
     reply: tuple[str, ...]
-    changes: bool = False
+    mark: int | None = None
     verb: str | None = None
     checks: tuple[tuple[str, Check], ...] = field(init=False, repr=False)
 
@@ -210,6 +211,11 @@ class Operation:
         hints = get_type_hints(self.fields, include_extras=True)
         checks = tuple((name, hint.__metadata__[0]) for name, hint in hints.items())
         object.__setattr__(self, "checks", checks)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it takes a number."""
+        return self.mark is not None
 
     @property
     def to_session(self) -> bool:
@@ -222,14 +228,14 @@ _OPENED: Final = ("handle", "epoch", "seq", "model", "fingerprint")
 HELLO: Final = Operation("hello", Hello, ("server",))
 OPEN: Final = Operation("open", Open, _OPENED, verb="open")
 FORK: Final = Operation("fork", Fork, _OPENED, verb="open")
-STEP: Final = Operation("step", Step, ("seq", "y"), changes=True, verb="step")
-STEPS: Final = Operation("steps", Steps, ("seqs", "Y"), changes=True, verb="steps")
-RUN: Final = Operation("run", Run, ("seq", "Y"), changes=True, verb="run")
-RESET: Final = Operation("reset", Reset, ("seq",), changes=True, verb="reset")
+STEP: Final = Operation("step", Step, ("seq", "y"), mark=0, verb="step")
+STEPS: Final = Operation("steps", Steps, ("seqs", "Y"), mark=1, verb="steps")
+RUN: Final = Operation("run", Run, ("seq", "Y"), mark=2, verb="run")
+RESET: Final = Operation("reset", Reset, ("seq",), mark=3, verb="reset")
 STATE: Final = Operation("state", State, ("seq", "state"))
 FORECAST: Final = Operation("forecast", Forecast, ("seq", "F"))
 COUNTERS: Final = Operation("counters", Counters, ("seq", "counters"))
-RESTORE: Final = Operation("restore", Restore, ("seq",), changes=True, verb="restore")
+RESTORE: Final = Operation("restore", Restore, ("seq",), mark=4, verb="restore")
 CLOSE: Final = Operation("close", Close, ("seq",), verb="end")
 STATS: Final = Operation("stats", Stats, ("stats",))
 

@@ -63,11 +63,11 @@ class Feeds:
         self.talk = start(0.0)
         model = oracle.model
         self.dtype, self.inputs = np.dtype(model.event_dtype), len(model.inputs)
-        self.window = self.talk.protocol.tables[0].answers.window
+        self.window = self.talk.protocol.shard.tables[0].answers.window
         self.feeds = {name: Feed(name, oracle.open(name)) for name in names}
         self.log: dict[str, list[Change]] = {name: [] for name in names}
         self.saved = oracle.open("saved").state().to_bytes()
-        self.read_state = self.talk.protocol._read_state
+        self.read_state = self.talk.read_state
         self.peers = 0
         for feed in self.feeds.values():
             feed.at = self.talk.open(feed.name, token=1, peer=feed.peer)

@@ -9,7 +9,8 @@ import msgpack
 import numpy as np
 
 from service.fake_engine import Engine, State
-from streamlstm.service.server.protocol import SERVED_S_MAX, ServerProtocol
+from streamlstm.service.server.protocol import ServerProtocol
+from streamlstm.service.server.shard import SERVED_S_MAX
 
 At = tuple[int, int]
 """Handle and epoch of a session."""
@@ -52,6 +53,7 @@ class Talk:
 
     def __init__(self, *engines: Any, read_state: Any = State.from_bytes, **options: Any) -> None:
         self.engines = engines or (Engine(),)
+        self.read_state = read_state
         self.now: float = options.get("now", 0.0)
         self.protocol = ServerProtocol(self.engines, read_state, server="test", **options)
 
@@ -61,6 +63,7 @@ class Talk:
     def step(self) -> list[tuple[bytes, list[Any]]]:
         """One round's replies as (peer, items without the version)."""
         replies = self.protocol.step(self.now)
+        self.protocol.check()
         return [(peer, msgpack.unpackb(reply)[1:]) for peer, reply in replies]
 
     def serve_until(self, now: float) -> None:

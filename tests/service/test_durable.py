@@ -19,7 +19,7 @@ from service.feeds import ACTIONS, Feeds
 from service.talk import At, Talk, bulk, event, floats, run
 from streamlstm import kernels
 from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
-from streamlstm.service.server.journal import CHECKPOINT_S, SLICE_ROWS
+from streamlstm.service.server.checkpoint import CHECKPOINT_S, SLICE_ROWS
 from streamlstm.store import Store, open_store
 
 
@@ -323,7 +323,7 @@ def test_a_stopped_server_leaves_no_journal(tmp_path: Path) -> None:
 def test_a_checkpoint_goes_on_while_sessions_do(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.service.server.journal.SLICE_BUSY", 1)  # one part a turn
+    monkeypatch.setattr("streamlstm.service.server.checkpoint.SLICE_BUSY", 1)  # one part a turn
     talk = disk.start()
     count = 3 * SLICE_ROWS
     ats = [talk.open(f"s{i}") for i in range(count)]
@@ -358,7 +358,7 @@ def test_an_idle_server_comes_to_rest(disk: Disk) -> None:
 def test_a_session_closed_during_a_checkpoint(
     disk: Disk, reopened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.service.server.journal.SLICE_BUSY", 1)  # one part a turn
+    monkeypatch.setattr("streamlstm.service.server.checkpoint.SLICE_BUSY", 1)  # one part a turn
     talk = disk.start()
     count = SLICE_ROWS + 10
     ats = {f"s{i}": talk.open(f"s{i}") for i in range(count)}

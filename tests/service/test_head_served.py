@@ -36,7 +36,7 @@ from streamlstm.head import COUNTERS, Residual
 from streamlstm.service import wire
 from streamlstm.service.client.client_protocol import ClientProtocol
 from streamlstm.service.client.client_sessions import Call
-from streamlstm.service.server.sessions import RUN_WORK_MAX
+from streamlstm.service.server.bounds import RUN_WORK_MAX
 from streamlstm.store import Store
 
 RAIN = Feature("rain", "mm", 1.0, 0.5)
@@ -401,7 +401,7 @@ def test_quarantined_sessions_tell_of_their_last_good_state(disk: sqlite3.Connec
         twin = engine.open("a")
         for k, x in enumerate(holed()[:60], 1):
             assert answer(talk, *step(at, k, x)) == asked(twin, x)
-        talk.protocol.tables[0]._quarantine([0])
+        talk.protocol.shard.tables[0].states.quarantine([0])
         for again in (False, True):
             if again:
                 talk = start(model, disk)
@@ -414,7 +414,7 @@ def test_quarantined_sessions_tell_of_their_last_good_state(disk: sqlite3.Connec
         same(talk, at, twin)
         nobody = start(model)  # in memory no good state is kept
         at = nobody.open("a")
-        nobody.protocol.tables[0]._quarantine([0])
+        nobody.protocol.shard.tables[0].states.quarantine([0])
         assert answer(nobody, "forecast", 0, *at, 1) == ("QUARANTINED",)
         assert answer(nobody, "counters", 0, *at) == ("QUARANTINED",)
 
@@ -436,22 +436,22 @@ def test_forks_and_states_go_both_ways() -> None:
 
 def test_runs_that_may_fill_gaps_are_shorter() -> None:
     for head, steps in ((HOURLY, 101), (replace(HOURLY, missing="skip"), 1)):
-        sessions = start(headed(head)).protocol.tables[0]
-        assert sessions.run_rows == RUN_WORK_MAX // (sessions.parameters * steps)
+        sessions = start(headed(head)).protocol.shard.tables[0]
+        assert sessions.bounds.run_rows == RUN_WORK_MAX // (sessions.parameters * steps)
 
 
 def test_forecasts_are_bounded() -> None:
     talk = start(headed(HOURLY))
     at = talk.open("a")
-    sessions = talk.protocol.tables[0]
+    sessions = talk.protocol.shard.tables[0]
     for steps in (0, 10_001, 2**64 - 1):
         assert answer(talk, "forecast", 0, *at, steps) == ("INPUT",)
-    assert sessions.forecast_steps == 65_536 // (8 * 3)
-    assert sessions.forecast_work(3) == 3 * 3
+    assert sessions.bounds.forecast_steps == 65_536 // (8 * 3)
+    assert sessions.bounds.forecast_work(3) == 3 * 3
     ahead = sessions.parameters + 1500 + 3 * 3 * (8 + 3) // 8
-    assert sessions.forecast_work(5) == 2 * ahead + 5 * 3
-    assert sessions.forecast_work(2**64 - 1) == 0
-    sessions.forecast_steps = 8
+    assert sessions.bounds.forecast_work(5) == 2 * ahead + 5 * 3
+    assert sessions.bounds.forecast_work(2**64 - 1) == 0
+    sessions.bounds.forecast_steps = 8
     assert answer(talk, "forecast", 0, *at, 8)[0] == "ok"
     assert answer(talk, "forecast", 0, *at, 9) == ("SHAPE",)
     assert answer(talk, *step(at, 1, [1e9, 100.0]))[0] == "ok"
@@ -533,22 +533,22 @@ def test_a_hello_whose_dtype_is_none(client: ClientProtocol, dtype: Any) -> None
 @pytest.mark.parametrize("alone", [False, True])
 def test_each_refused_reading_counts_once(alone: bool) -> None:
     talk = start(headed(replace(HOURLY, missing="reject")))
-    sessions = talk.protocol.tables[0]
+    sessions = talk.protocol.shard.tables[0]
     sessions.alone = alone
     a, b, c = (talk.open(name) for name in "abc")
     good, bad = [1e9, 100.0], [1e9, math.nan]
     for k, at in enumerate((a, b, c)):  # one micro-batch, two of it refused
         talk.send(*step(at, 1, good if k == 1 else bad))
     assert sorted(reply[0] for _, reply in talk.settle()) == ["error", "error", "ok"]
-    assert sessions.readings()["refused"] == 2
+    assert sessions.measure().readings["refused"] == 2
     assert talk.code(*step(a, 1, bad)) == "NON_FINITE"
-    assert sessions.readings()["refused"] == 3
+    assert sessions.measure().readings["refused"] == 3
     handles, epochs = zip(a, b, strict=True)
     rows = np.array([good, bad], "<f8").tobytes()
     assert talk.code("steps", 0, handles, epochs, None, None, rows) == "NON_FINITE"
-    assert sessions.readings()["refused"] == 4
+    assert sessions.measure().readings["refused"] == 4
     assert talk.code("run", 0, *a, 1, None, rows) == "NON_FINITE"
-    assert sessions.readings()["refused"] == 5
+    assert sessions.measure().readings["refused"] == 5
 
 
 def test_a_look_without_an_answer_leaves_the_session_open(client: ClientProtocol) -> None:

@@ -11,7 +11,9 @@ import pytest
 from service.fake_engine import Engine, Model, State
 from service.talk import Talk, bulk, floats, pack
 from streamlstm.errors import ModelError
-from streamlstm.service.server.protocol import QueueLimits, ServerProtocol, ServerState
+from streamlstm.service.server.connections import Sent
+from streamlstm.service.server.protocol import ServerProtocol, ServerState
+from streamlstm.service.server.rounds import QueueLimits
 
 
 def events(replies: list[tuple[bytes, list[Any]]]) -> list[Any]:
@@ -255,7 +257,7 @@ def test_eviction() -> None:
     assert talk.code("step", 2, *a, 1, None, [1, 1]) == "EVICTED"
     assert talk.code(*bulk([b, a], [1, 1])) == "EVICTED"
     assert "a" not in talk.engines[0].live
-    assert talk.protocol.evicted == talk.protocol.stats(0)["models"]["fold"]["evicted"] == 1
+    assert talk.protocol.shard.evicted == talk.protocol.stats(0)["models"]["fold"]["evicted"] == 1
     new = talk.open("a")
     assert new != a
     assert talk.ask("step", 3, *new, 1, None, [1, 1])[0] == "ok"
@@ -307,6 +309,11 @@ def test_busy() -> None:
     assert talk.ask("step", 9, *a, 4, None, [1, 1])[0] == "ok"
 
 
+def cut(talk: Talk, peer: bytes) -> None:
+    """A reply finds no room."""
+    assert talk.protocol.deliver([(peer, b"reply")], lambda *_: Sent.FULL)
+
+
 def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
     talk = Talk()
     a, b = talk.open("a"), talk.open("b", peer=b"B")
@@ -314,18 +321,18 @@ def test_a_peer_whose_reply_was_lost_is_done_nothing_more() -> None:
         talk.send("step", i, *a, i + 1, None, [1, 1])
     talk.send("step", "b", *b, 1, None, [1, 1], peer=b"B")
     assert events(talk.step()) == [0, "b"]
-    talk.protocol.cut(b"A")
+    cut(talk, b"A")
     talk.send("step", 3, *a, 2, None, [1, 1])
     talk.protocol.receive(b"A", [b"hostile"])
     assert talk.protocol.pending == 0
     assert talk.settle() == []
     stats = talk.protocol.stats(0)
     assert (stats["overruns"], stats["dropped"], stats["clients"]) == (1, 4, 2)
-    assert stats["undeliverable"] == 0  # counted by whoever sends
+    assert stats["undeliverable"] == 1
     assert talk.engines[0].seqs == [1, 1]
-    talk.protocol.mend(b"A")
+    talk.protocol.mend(lambda *_: Sent.SENT)
     assert talk.ask("step", 4, *a, 2, None, [1, 1])[2] == 2  # the sessions stayed
-    talk.protocol.cut(b"A")
+    cut(talk, b"A")
     talk.send("open", 5, "a", None, True, None, None, peer=b"B")
     assert talk.settle()[-1] == (b"B", ["ok", 5, a[0], a[1] + 1, 2, "fold", "fold-2"])
 
@@ -361,7 +368,7 @@ def test_a_fault_while_receiving_is_answered() -> None:
     faults: list[str] = []
     talk = Talk(report=lambda doing, _: faults.append(doing))
     a = talk.open("a")
-    talk.protocol.tables[0].table.check_owner = None  # type: ignore[assignment, method-assign]
+    talk.protocol.shard.tables[0].table.check_owner = None  # type: ignore[assignment, method-assign]
     assert talk.code("step", 1, *a, 1, None, [1, 1]) == "INTERNAL"
     assert faults == ["receive"]
 
@@ -439,7 +446,7 @@ def test_clients_without_sessions_leave_no_trace() -> None:
         talk.code("step", 1, 5, 1, None, None, [1, 1], peer=str(i).encode())
     handle, epoch = talk.open("a", peer=b"gone")
     talk.ask("close", 1, handle, epoch, peer=b"gone")
-    assert talk.protocol._peers == {}
+    assert len(talk.protocol.connections) == 0
 
 
 @pytest.mark.parametrize(

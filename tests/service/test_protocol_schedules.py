@@ -115,5 +115,5 @@ def test_schedules(actions: list[tuple[str, Any, int]]) -> None:
     stats = run.talk.protocol.stats(0)
     assert stats["messages"] == stats["replies"]
     assert run.talk.protocol.pending == 0
-    peers = run.talk.protocol._peers
-    assert [(p.pending, p.pending_bytes, p.sessions) for p in peers.values()] == [(0, 0, 4)]
+    peers = run.talk.protocol.connections
+    assert [(p.pending, p.pending_bytes, p.sessions) for p in peers] == [(0, 0, 4)]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from service.fake_engine import Engine, Model
 from service.talk import At, Talk, bulk, event, run
+from streamlstm.service.server.requests import MESSAGE_WORK
 from streamlstm.service.server.rounds import (
-    MESSAGE_WORK,
     QUEUE_S_MAX,
     RETRY_S_MIN,
     TURN_WORK,

@@ -75,12 +75,12 @@ def test_a_signal_before_there_is_a_socket(model_path: Path, tmp_path: Path) -> 
     code = (
         "import os, signal, sys\n"
         "from streamlstm import cli\n"
-        "from streamlstm.service.server.broker import Broker\n"
-        "init = Broker.__init__\n"
-        "def early(*args):\n"
+        "from streamlstm.service.server.port_zmq import Port\n"
+        "init = Port.__init__\n"
+        "def early(*args, **how):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    init(*args)\n"
-        "Broker.__init__ = early\n"
+        "    init(*args, **how)\n"
+        "Port.__init__ = early\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     argv = [sys.executable, "-c", code, "serve", model_path, "--bind", f"ipc://{tmp_path}/socket"]

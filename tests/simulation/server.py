@@ -12,6 +12,7 @@ from simulation.engine import CrashError, FoldEngine, Fuse, FusedStore
 from simulation.network import UNREAD_MAX, Link
 from simulation.oracle import Feed, Violation
 from streamlstm.errors import StoreDamagedError, StoreError, StoreMismatchError
+from streamlstm.service.server.connections import Sent
 from streamlstm.service.server.protocol import ServerProtocol
 from streamlstm.service.server.rounds import QueueLimits
 
@@ -85,7 +86,6 @@ class Server:
             return
         if self.fuse.place.startswith("recovery"):
             self.fuse.arm("", 0)
-        self.protocol._boot = self.boot
         world.clock.at(world.clock.now + IDLE_S, self._idle, self.boot)
 
     def _now(self) -> float:
@@ -200,13 +200,14 @@ class Server:
         self._due = False
         try:
             out = protocol.step(self._now())
+            if out:
+                protocol.check()
             self._watch(out)
             self.fuse.burn("replies")
         except (CrashError, StoreError) as crash:
             self._died(str(crash))
             return
-        for address, frame in out:
-            self._reply(protocol, world.network.links[address], frame)
+        protocol.deliver(out, self._send)
         if protocol.pending and not self._due:
             self._due = True
             world.clock.at(world.clock.now + world.rng.choice(self.plan.waits_s), self._turn, boot)
@@ -240,21 +241,18 @@ class Server:
                 self._owners[name] = token
                 history.begin(name, epoch, self.boot, op, back)
 
-    def _reply(self, protocol: ServerProtocol, link: Link, frame: bytes) -> None:
-        """As the broker does: who does not read is cut."""
-        if link.address in protocol.overrun:
-            protocol.undeliverable += 1
-            return
+    def _send(self, address: bytes, frame: bytes) -> Sent:
+        """As a port does: some does not fit into a connection that is not read."""
+        link = self.world.network.links[address]
         if link.stalled:
             if len(link.unread) >= UNREAD_MAX:
-                protocol.undeliverable += 1
-                protocol.cut(link.address)
                 self.world.seen["overrun"] += 1
                 self.world.log("overrun", link.client.name)
-                return
+                return Sent.FULL
             link.unread.append((frame, self.boot))
-            return
-        self.world.network.send(link, False, link.client.receive, frame, self.boot)
+        else:
+            self.world.network.send(link, False, link.client.receive, frame, self.boot)
+        return Sent.SENT
 
     def mend(self, link: Link) -> None:
         """A client reads again."""
@@ -263,13 +261,18 @@ class Server:
         for frame, boot in link.unread:
             network.send(link, False, client.receive, frame, boot)
         link.unread.clear()
-        protocol = self.protocol
-        if protocol is not None and link.address in protocol.overrun:
-            network.send(link, False, client.receive, protocol.overrun_notice(), self.boot)
-            protocol.mend(link.address)
+
+        def send(address: bytes, frame: bytes) -> Sent:
+            if address != link.address:
+                return Sent.FULL
+            network.send(link, False, client.receive, frame, self.boot)
+            return Sent.SENT
+
+        if self.protocol is not None:
+            self.protocol.mend(send)
 
     def _idle(self, boot: int) -> None:
-        """What the broker does when nothing arrives."""
+        """What the loop does when nothing arrives."""
         protocol, world = self.protocol, self.world
         if protocol is None or boot != self.boot:
             return
@@ -291,10 +294,10 @@ class Server:
             self._ended.append((name, "evicted"))
 
     def _known(self, protocol: ServerProtocol) -> set[str]:
-        sessions = protocol.tables[0]
+        sessions = protocol.shard.tables[0]
         names = set(sessions.table.by_name)
-        if protocol.journal is not None:
-            names |= {name for _, name in protocol.journal.store.names(sessions.model_id)}
+        if protocol.shard.journal is not None:
+            names |= {name for _, name in protocol.shard.journal.store.names(sessions.model_id)}
         return names
 
     def check_counts(self) -> None:
@@ -303,13 +306,11 @@ class Server:
         protocol = self.protocol
         if protocol is None or protocol.pending:
             return
-        sessions = protocol.tables[0]
-        self.world.seen["spilled"] += sessions.spilled
+        sessions = protocol.shard.tables[0]
+        self.world.seen["spilled"] += sessions.meters.spilled
         missing = self._received - self._told
         dropped = protocol.stats(self._now())["dropped"]
         if missing != dropped:
             raise Violation(
                 f"{self._received} messages came, {self._told} were answered, {dropped} dropped"
             )
-        if sessions.total < len(sessions.table):
-            raise Violation(f"{len(sessions.table)} sessions are open, {sessions.total} counted")

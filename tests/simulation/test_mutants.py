@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from simulation.world import World
 from streamlstm.errors import DeadlineError
+from streamlstm.service import operations
 from streamlstm.service.client.client_protocol import ClientProtocol
-from streamlstm.service.server import protocol, sessions
+from streamlstm.service.server import acts, last_good, sessions, stepping
 from streamlstm.service.server.answers import Answers
+from streamlstm.service.server.changes import Changes, Owned
 from streamlstm.service.server.journal import Journal
-from streamlstm.service.server.protocol import ServerProtocol
-from streamlstm.service.server.sessions import Sessions
+from streamlstm.service.server.states import States
 from streamlstm.service.server.table import SessionTable
 from streamlstm.store import Store
 
@@ -30,73 +32,73 @@ def with_fields(request: Any, **changed: Any) -> Any:
 
 
 def dedupe_off(patch: Patch) -> None:
-    event = ServerProtocol._event
+    admitted = stepping.admitted
 
-    def mutant(self: Any, request: Any) -> Any:
+    def mutant(outcomes: Any, request: Any) -> Any:
         seq = request.fields.seq
-        if seq is not None and seq <= request.sessions.table.row_seqs[request.slot]:
+        if seq is not None and seq <= request.sessions.table.row_seqs[request.seat]:
             with_fields(request, seq=None)
-        return event(self, request)
+        return admitted(outcomes, request)
 
-    patch.setattr(ServerProtocol, "_event", mutant)
+    patch.setattr(stepping, "admitted", mutant)
 
 
 def gaps_let_through(patch: Patch) -> None:
-    event = ServerProtocol._event
+    admitted = stepping.admitted
 
-    def mutant(self: Any, request: Any) -> Any:
+    def mutant(outcomes: Any, request: Any) -> Any:
         seq = request.fields.seq
-        if seq is not None and seq > request.sessions.table.row_seqs[request.slot]:
+        if seq is not None and seq > request.sessions.table.row_seqs[request.seat]:
             with_fields(request, seq=None)
-        return event(self, request)
+        return admitted(outcomes, request)
 
-    patch.setattr(ServerProtocol, "_event", mutant)
+    patch.setattr(stepping, "admitted", mutant)
 
 
 def seq_check_off_for_bulks(patch: Patch) -> None:
-    steps = ServerProtocol._steps
+    steps = stepping.steps
 
-    def mutant(self: Any, request: Any) -> Any:
-        return steps(self, with_fields(request, seqs=None))
+    def mutant(outcomes: Any, request: Any) -> Any:
+        return steps(outcomes, with_fields(request, seqs=None))
 
-    patch.setattr(ServerProtocol, "_steps", mutant)
+    patch.setattr(stepping, "steps", mutant)
 
 
 def epoch_check_off(patch: Patch) -> None:
-    def check_owner(self: Any, slot: int, epoch: int, _: Any) -> None:
-        if slot >= len(self.names) or not self.names[slot]:
-            raise self.lost(slot, epoch)
+    def check_owner(self: Any, seat: int, epoch: int, _: Any) -> None:
+        if seat >= len(self.names) or not self.names[seat]:
+            raise self.lost(seat, epoch)
 
-    def check_owners(self: Any, slots: Any, epochs: Any, _: Any) -> None:
-        for slot, epoch in zip(slots.tolist(), epochs.tolist(), strict=True):
-            check_owner(self, slot, epoch, None)
+    def check_owners(self: Any, seats: Any, epochs: Any, _: Any) -> None:
+        for seat, epoch in zip(seats.tolist(), epochs.tolist(), strict=True):
+            check_owner(self, seat, epoch, None)
 
     patch.setattr(SessionTable, "check_owner", check_owner)
     patch.setattr(SessionTable, "check_owners", check_owners)
 
 
 def attach_without_epoch_check(patch: Patch) -> None:
-    open_ = ServerProtocol._open
+    open_ = acts.ACTS[operations.OPEN]
 
-    def mutant(self: Any, request: Any) -> Any:
+    def mutant(around: Any, request: Any) -> Any:
         if request.fields.epoch is not None:
-            slot = request.sessions.find(request.fields.name, self._now)
-            if slot is not None:
-                with_fields(request, epoch=request.sessions.table.row_epochs[slot])
-        return open_(self, request)
+            seat = request.sessions.roster.find(request.fields.name, around.outcomes.now)
+            if seat is not None:
+                with_fields(request, epoch=request.sessions.table.row_epochs[seat])
+        return open_(around, request)
 
-    patch.setattr(ServerProtocol, "_open", mutant)
+    patch.setitem(acts.ACTS, operations.OPEN, mutant)
 
 
 def attach_opens_afresh(patch: Patch) -> None:
-    open_ = ServerProtocol._open
+    open_ = acts.ACTS[operations.OPEN]
 
-    def mutant(self: Any, request: Any) -> Any:
-        if request.sessions.find(request.fields.name, self._now) is None:
+    def mutant(around: Any, request: Any) -> Any:
+        if request.sessions.roster.find(request.fields.name, around.outcomes.now) is None:
             with_fields(request, epoch=None)
-        return open_(self, request)
+        return open_(around, request)
 
-    patch.setattr(ServerProtocol, "_open", mutant)
+    patch.setitem(acts.ACTS, operations.OPEN, mutant)
 
 
 def repeated_open_not_known(patch: Patch) -> None:
@@ -106,74 +108,81 @@ def repeated_open_not_known(patch: Patch) -> None:
         return add(self, *args, **(facts | {"token": 0}))
 
     patch.setattr(SessionTable, "add", mutant_add)
-    patch.setattr(SessionTable, "begin_epoch", lambda self, slot, _: begin_epoch(self, slot, 0))
+    patch.setattr(SessionTable, "begin_epoch", lambda self, seat, _: begin_epoch(self, seat, 0))
 
 
 def journal_after_reply(patch: Patch) -> None:
-    def commit(self: Any) -> None:
-        self.store.commit()  # of the last turn
-        if self._changes:
-            self._appended = self.store.append(self._pack(self._changes))
-            self._changes = []
+    commit = Journal.commit
 
-    patch.setattr(Journal, "commit", commit)
+    def mutant(self: Any) -> None:
+        store = self.store
+        store.commit()  # of the last turn
+        self.store = SimpleNamespace(append=store.append, commit=lambda: None)
+        commit(self)
+        self.store = store
+
+    patch.setattr(Journal, "commit", mutant)
 
 
 def ring_not_restored(patch: Patch) -> None:
-    patch.setattr(Answers, "load", lambda self, slot, _, seq: self.clear(slot, seq))
+    patch.setattr(Answers, "load", lambda self, seat, _, seq: self.clear(seat, seq))
 
 
 def checkpoint_trims_too_far(patch: Patch) -> None:
     trim = Store.trim
-    patch.setattr(Store, "trim", lambda self, _: trim(self, self._last_record))
+
+    def mutant(self: Any, through: int) -> None:
+        trim(self, max((number for number, _ in self.journal()), default=through))
+
+    patch.setattr(Store, "trim", mutant)
 
 
 def checkpoint_skips_a_row(patch: Patch) -> None:
-    write = Sessions.write
+    write = States.write
 
-    def mutant(self: Any, slots: Any) -> int:
-        size = write(self, slots[1:])
-        self.table.dirty[slots] = False
+    def mutant(self: Any, seats: Any) -> int:
+        size = write(self, seats[1:])
+        self.table.dirty[seats] = False
         return size
 
-    patch.setattr(Sessions, "write", mutant)
+    patch.setattr(States, "write", mutant)
 
 
 def row_without_its_last_change(patch: Patch) -> None:
-    row = Sessions._row
+    row = States.row
 
-    def mutant(self: Any, slot: int, *args: Any) -> Any:
-        found = row(self, slot, *args)
-        return dataclasses.replace(found, seq=max(0, found.seq - 1))
+    def mutant(self: Any, seat: int, *args: Any) -> Any:
+        whole = row(self, seat, *args)
+        return dataclasses.replace(whole, seq=max(0, whole.seq - 1))
 
-    patch.setattr(Sessions, "_row", mutant)
+    patch.setattr(States, "row", mutant)
 
 
 def own_not_journaled(patch: Patch) -> None:
-    add = Journal.add
+    note = Changes.note
 
-    def mutant(self: Any, *change: Any) -> None:
-        if change[0] != "own":
-            add(self, *change)
+    def mutant(self: Any, record: Any) -> None:
+        if not isinstance(record, Owned):
+            note(self, record)
 
-    patch.setattr(Journal, "add", mutant)
+    patch.setattr(Changes, "note", mutant)
 
 
 def late_event_is_stepped(patch: Patch) -> None:
-    event = ServerProtocol._event
+    admitted = stepping.admitted
 
-    def mutant(self: Any, request: Any) -> Any:
+    def mutant(outcomes: Any, request: Any) -> Any:
         try:
-            return event(self, request)
+            return admitted(outcomes, request)
         except DeadlineError:
-            request.sessions.step(request.slot, request.fields.payload)
+            request.sessions.step(request.seat, request.fields.payload)
             raise
 
-    patch.setattr(ServerProtocol, "_event", mutant)
+    patch.setattr(stepping, "admitted", mutant)
 
 
 def last_good_state_forgotten(patch: Patch) -> None:
-    patch.setattr(Journal, "last_good", lambda _, __, slots: [None] * len(slots))
+    patch.setattr(last_good, "last_good", lambda _, __, names: dict.fromkeys(names))
 
 
 def client_renumbers_on_resend(patch: Patch) -> None:
@@ -218,8 +227,8 @@ def client_uses_numbers_twice(patch: Patch) -> None:
             self._detach = detach
 
     patch.setattr(ClientProtocol, "_refuse", mutant)
-    patch.setattr(protocol, "digest", lambda *_: 0)
-    patch.setattr(sessions, "digest", lambda *_: 0)
+    for module in (acts, sessions, stepping):
+        patch.setattr(module, "digest", lambda *_: 0)
 
 
 MUTANTS: dict[Callable[[Patch], None], int] = {

@@ -21,7 +21,7 @@ from simulation.network import Clock, Link, Network, Weather
 from simulation.oracle import Entry, Feed, History, Violation
 from simulation.server import Server
 from streamlstm.service.client import client_sessions
-from streamlstm.service.server import answers, journal, protocol, table
+from streamlstm.service.server import answers, checkpoint, protocol, table
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 TRIP_S = 2.0
@@ -252,11 +252,11 @@ def _patched(plan: schedule.Plan, rng: random.Random) -> Iterator[None]:
     values = (
         (table, "os", entropy),
         (protocol, "os", entropy),
-        (journal, "CHECKPOINT_S", plan.checkpoint_s),
-        (journal, "SLICE_BUSY", 1),  # bytes: one part of rows a turn
-        (journal, "SLICE_IDLE", 1),
-        (journal, "SLICE_ROWS", plan.slice_rows),
-        (journal, "TRIM_RECORDS", 4 * plan.slice_rows),
+        (checkpoint, "CHECKPOINT_S", plan.checkpoint_s),
+        (checkpoint, "SLICE_BUSY", 1),  # bytes: one part of rows a turn
+        (checkpoint, "SLICE_IDLE", 1),
+        (checkpoint, "SLICE_ROWS", plan.slice_rows),
+        (checkpoint, "TRIM_RECORDS", 4 * plan.slice_rows),
         (answers, "WINDOW_MAX", plan.window),
         (client_sessions, "RUN_BYTES_MAX", 8 * plan.run_piece),
     )

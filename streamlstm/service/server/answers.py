@@ -1,8 +1,8 @@
 """The last answers of every session, so that an event sent twice is stepped once.
 
 A repeat is the same message again: the same seq and the same input, which is
-known by its digest (CRC-32 of the payload, begun with the operation's number).
-Answers of single events lie in a ring of `window` places for each slot, event
+known by its digest (CRC-32 of the payload, begun with the operation's mark).
+Answers of single events lie in a ring of `window` places for each seat, event
 seq at place seq % window. A run's answer is kept whole until another run of
 that session, or until all runs' answers together exceed RUN_BYTES_MAX.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlstm.errors import AnswerGoneError, SequenceError, SessionQuarantinedError
+from streamlstm.service.operations import STEPS, Operation
 
 Array = npt.NDArray[Any]
 
@@ -30,12 +31,11 @@ RUN_BYTES_MAX: Final = 64 << 20
 _PLACE: Final = np.uint32(0x9E3779B1)
 """Knuth, The Art of Computer Programming 3, 6.4: a multiplier that spreads small numbers."""
 
-STEP, STEPS, RUN, RESET, RESTORE = range(5)
 
-
-def digest(operation: int, payload: bytes | memoryview) -> int:
+def digest(operation: Operation, payload: bytes | memoryview) -> int:
     """What an input is known by, 32 bits."""
-    return crc32(payload, operation)
+    assert operation.mark is not None, "it changes nothing"
+    return crc32(payload, operation.mark)
 
 
 def digests(payload: bytes | memoryview, count: int) -> Array:
@@ -72,22 +72,22 @@ class QuarantinedError(SessionQuarantinedError):
 
 
 class Answers:
-    """Rings of answers, one for each slot of a table; an answer is [outputs] `dtype`."""
+    """Rings of answers, one for each seat of a table; an answer is [outputs] `dtype`."""
 
     def __init__(self, outputs: int, dtype: np.dtype[Any]) -> None:
         self.size = outputs * dtype.itemsize  # bytes of one answer
         self.window = max(2, min(WINDOW_MAX, WINDOW_BYTES // self.size))
         self._runs: dict[int, tuple[int, int, int, bytes]] = {}  # first, last, digest, Y
         self._run_bytes = 0
-        # Places filled: those of events from `_first` of the slot on.
+        # Places filled: those of events from `_first` of the seat on.
         self._first = np.zeros(0, np.int64)
         self._digests = np.zeros((0, self.window), np.uint32)
         self._outputs = np.zeros((0, self.window, outputs), dtype)
         self.grow(1)
 
-    def grow(self, slots: int) -> None:
-        """Make room for so many slots."""
-        extra = slots - len(self._first)
+    def grow(self, seats: int) -> None:
+        """Make room for so many seats."""
+        extra = seats - len(self._first)
         for name in ("_first", "_digests", "_outputs"):
             old: Array = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros((extra, *old.shape[1:]), old.dtype)]))
@@ -96,40 +96,40 @@ class Answers:
         self._place_digest = self._digests.reshape(-1).data
         self._place_bytes = self._outputs.reshape(-1).view(np.uint8).data
 
-    def clear(self, slot: int, seq: int) -> None:
-        """A slot whose session was changed `seq` times and has no answer to give again."""
-        self._place_first[slot] = seq + 1
-        self._drop_run(slot)
+    def clear(self, seat: int, seq: int) -> None:
+        """A seat whose session was changed `seq` times and has no answer to give again."""
+        self._place_first[seat] = seq + 1
+        self._drop_run(seat)
 
     # --- keeping ---
 
-    def keep(self, slot: int, seq: int, known_by: int, y: Any) -> None:
+    def keep(self, seat: int, seq: int, known_by: int, y: Any) -> None:
         """y: the answer's bytes."""
-        place = slot * self.window + seq % self.window
+        place = seat * self.window + seq % self.window
         self._place_digest[place] = known_by
         self._place_bytes[place * self.size : (place + 1) * self.size] = y
 
-    def keep_many(self, slots: Array, seqs: Array, known_by: Array, Y: Array) -> None:
-        """slots, seqs, known_by [n]; Y [n, outputs]."""
+    def keep_many(self, seats: Array, seqs: Array, known_by: Array, Y: Array) -> None:
+        """seats, seqs, known_by [n]; Y [n, outputs]."""
         places = seqs % self.window
-        self._digests[slots, places] = known_by
-        self._outputs[slots, places] = Y
+        self._digests[seats, places] = known_by
+        self._outputs[seats, places] = Y
 
-    def keep_run(self, slot: int, first: int, last: int, known_by: int, Y: bytes) -> None:
-        self.clear(slot, last)
-        self._runs[slot] = (first, last, known_by, Y)
+    def keep_run(self, seat: int, first: int, last: int, known_by: int, Y: bytes) -> None:
+        self.clear(seat, last)
+        self._runs[seat] = (first, last, known_by, Y)
         self._run_bytes += len(Y)
         while self._run_bytes > RUN_BYTES_MAX:
             self._drop_run(next(iter(self._runs)))  # the oldest
 
-    def _drop_run(self, slot: int) -> None:
-        run = self._runs.pop(slot, None)
+    def _drop_run(self, seat: int) -> None:
+        run = self._runs.pop(seat, None)
         if run is not None:
             self._run_bytes -= len(run[3])
 
     # --- giving again ---
 
-    def find(self, slot: int, seq: int, known_by: int, last: int) -> bytes:
+    def find(self, seat: int, seq: int, known_by: int, last: int) -> bytes:
         """The answer to event `seq` of a session whose last is `last`.
 
         Raises SequenceError when seq is not one of the past or was another event,
@@ -137,22 +137,22 @@ class Answers:
         """
         if not 0 < seq <= last:
             raise WrongSeqError(seq, last + 1)
-        if seq <= last - self.window or seq < self._place_first[slot]:
+        if seq <= last - self.window or seq < self._place_first[seat]:
             raise AnswerGoneError(f"event {seq} was applied, and its answer is no longer kept")
-        place = slot * self.window + seq % self.window
+        place = seat * self.window + seq % self.window
         if self._place_digest[place] != known_by:
             raise WrongSeqError(seq, last + 1)
-        y: Array = self._outputs[slot, seq % self.window]
+        y: Array = self._outputs[seat, seq % self.window]
         if not np.isfinite(y).all():
             raise QuarantinedError(seq)
         return y.tobytes()
 
-    def find_many(self, slots: Array, seqs: Array, known_by: Array, lasts: Array) -> Array:
+    def find_many(self, seats: Array, seqs: Array, known_by: Array, lasts: Array) -> Array:
         """The answers [n, outputs] to one message's events, or `find`'s errors by index."""
         wrong = (seqs < 1) | (seqs > lasts)
         places = seqs % self.window
-        gone = (seqs <= lasts - self.window) | (seqs < self._first[slots])
-        wrong |= ~gone & (self._digests[slots, places] != known_by)
+        gone = (seqs <= lasts - self.window) | (seqs < self._first[seats])
+        wrong |= ~gone & (self._digests[seats, places] != known_by)
         if wrong.any():
             index = int(np.argmax(wrong))
             raise WrongSeqError(int(seqs[index]), int(lasts[index]) + 1, index)
@@ -161,14 +161,14 @@ class Answers:
             raise AnswerGoneError(
                 f"index {index}: event {seqs[index]} was applied, and its answer is no longer kept"
             )
-        found: Array = self._outputs[slots, places]
+        found: Array = self._outputs[seats, places]
         return found
 
-    def find_run(self, slot: int, first: int, rows: int, known_by: int, last: int) -> bytes:
+    def find_run(self, seat: int, first: int, rows: int, known_by: int, last: int) -> bytes:
         """The answers to a run of `rows` events from `first` on, or `find`'s errors."""
         if not 0 < first <= last:
             raise WrongSeqError(first, last + 1)
-        run = self._runs.get(slot)
+        run = self._runs.get(seat)
         if run is None or first < run[0]:
             raise AnswerGoneError(f"a run from event {first} on was applied long ago or is unknown")
         if run[:3] != (first, first + rows - 1, known_by):
@@ -179,32 +179,32 @@ class Answers:
 
     # --- with a session's row in the store ---
 
-    def dump(self, slot: int) -> bytes:
-        """A slot's answers as bytes, for `load`."""
+    def dump(self, seat: int) -> bytes:
+        """A seat's answers as bytes, for `load`."""
         blob: bytes = msgpack.packb(
             (
                 self.window,
-                self._place_first[slot],
-                self._digests[slot].tobytes(),
-                self._outputs[slot].tobytes(),
-                self._runs.get(slot),
+                self._place_first[seat],
+                self._digests[seat].tobytes(),
+                self._outputs[seat].tobytes(),
+                self._runs.get(seat),
             )
         )
         return blob
 
-    def load(self, slot: int, blob: bytes, seq: int) -> None:
+    def load(self, seat: int, blob: bytes, seq: int) -> None:
         """What `dump` wrote, b"" for none; answers of another window's ring are not kept."""
         if not blob:
-            self.clear(slot, seq)
+            self.clear(seat, seq)
             return
         window, first, digests, outputs, run = msgpack.unpackb(blob, use_list=False)
         if run is not None:
-            self.keep_run(slot, *run)
-        self._place_first[slot] = seq + 1
+            self.keep_run(seat, *run)
+        self._place_first[seat] = seq + 1
         if window == self.window and len(outputs) == window * self.size:
-            self._place_first[slot] = first
-            self._digests[slot] = np.frombuffer(digests, np.uint32)
-            self._outputs[slot].reshape(-1).view(np.uint8)[:] = np.frombuffer(outputs, np.uint8)
+            self._place_first[seat] = first
+            self._digests[seat] = np.frombuffer(digests, np.uint32)
+            self._outputs[seat].reshape(-1).view(np.uint8)[:] = np.frombuffer(outputs, np.uint8)
 
 
 def all_finite(numbers: memoryview) -> bool:

@@ -16,19 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from streamlstm.errors import ServerBusyError
-from streamlstm.service.operations import Operation
-from streamlstm.service.server.table import Peer
-from streamlstm.service.wire import Ident
-
-if TYPE_CHECKING:
-    from streamlstm.service.server.sessions import Sessions
+from streamlstm.service.server.connections import Peer
+from streamlstm.service.server.requests import Request
 
 QUEUE_S_MAX: Final = 0.25
-MESSAGE_WORK: Final = 50_000
-"""To decode, check, commit and answer a message: some 25 us."""
 TURN_WORK: Final = 20_000_000
 """Some 10 ms in which nobody else gets in."""
 RETRY_S_MIN: Final = 0.01
@@ -52,21 +46,6 @@ class BusyError(ServerBusyError):
             f"{why}: the event was not stepped, send it again after {retry_after_s:.3f} s"
         )
         self.details = {"retry_after_s": retry_after_s}
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A message on its way; `fields` are those of its operation."""
-
-    peer: Peer
-    op: Operation
-    ident: Ident
-    fields: Any  # the record of op.fields
-    size: int
-    work: int = MESSAGE_WORK
-    sessions: Sessions | None = None
-    slot: int = 0
-    bulk: Any = None
 
 
 class Rounds:
@@ -168,3 +147,17 @@ class Rounds:
         for request in dropped:
             self.done(request)
         return dropped
+
+    def check(self) -> None:
+        """What holds between two turns. Raises AssertionError."""
+        waiting = [request for requests in self._rounds for request in requests]
+        assert self.pending == len(waiting), "messages that wait are not counted"
+        assert self._work == sum(request.work for request in waiting)
+        of_peers: dict[Peer, int] = {}
+        for request in waiting:
+            of_peers[request.peer] = of_peers.get(request.peer, 0) + 1
+        for peer, count in of_peers.items():
+            assert peer.pending == count, "a peer's messages that wait are not counted"
+        for requests in self._rounds:
+            seats = [(id(r.sessions), r.seat) for r in requests if r.op.to_session]
+            assert len(seats) == len(set(seats)), "a session stands twice in a round"

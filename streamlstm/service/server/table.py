@@ -1,9 +1,13 @@
-"""Who owns which session of a model: its slot, epoch and seq, as arrays."""
+"""Who owns which session of a model: its seat, epoch and seq, as arrays.
+
+A seat is a session's from its opening to its end. Where its state is meanwhile, its residence,
+goes by the moves of `_MOVES` and no others.
+"""
 
 from __future__ import annotations
 
+import enum
 import os
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -16,24 +20,39 @@ from streamlstm.errors import (
     SessionFencedError,
     SessionUnknownError,
 )
+from streamlstm.service.server.connections import Peer
 
 Array = npt.NDArray[Any]
 
 HANDLE_BITS: Final = 32
-"""A wire handle is ``model index << 32 | slot``; clients must not look inside."""
+"""A wire handle is ``model index << 32 | seat``; clients must not look inside."""
 
 
-@dataclass(slots=True, eq=False)
-class Peer:
-    """One connection: its ZeroMQ routing id, and how much it has here."""
+class Residence(enum.IntEnum):
+    """Where the state of a seat's session is."""
 
-    address: bytes
-    number: int  # never used again; 0 stands for nobody
-    sessions: int = 0
-    pending: int = 0
-    pending_bytes: int = 0
-    bulks: dict[bytes, Any] = field(default_factory=dict)  # by their handles, as they came
+    ENDED = 0  # nobody sits there
+    FRESH = 1  # it has just come, and its state is on the way
+    RESIDENT = 2  # in the engine
+    SPILLED = 3  # in the store
+    QUARANTINED = 4  # an event made it non-finite: the last good one is held, if it is known
 
+
+_MOVES: Final[dict[Residence, frozenset[Residence]]] = {
+    Residence.ENDED: frozenset({Residence.FRESH}),
+    Residence.FRESH: frozenset(Residence) - {Residence.FRESH},
+    # Also to another row of the engine.
+    Residence.RESIDENT: frozenset(Residence) - {Residence.FRESH},
+    Residence.SPILLED: frozenset({Residence.RESIDENT, Residence.ENDED}),
+    Residence.QUARANTINED: frozenset({Residence.RESIDENT, Residence.ENDED}),
+}
+_MAY: Final = np.array([[to in _MOVES[at] for to in Residence] for at in Residence])
+
+ENDED: Final = int(Residence.ENDED)
+FRESH: Final = int(Residence.FRESH)
+RESIDENT: Final = int(Residence.RESIDENT)
+SPILLED: Final = int(Residence.SPILLED)
+QUARANTINED: Final = int(Residence.QUARANTINED)
 
 _LOST: Final[tuple[tuple[type[SessionError], str], ...]] = (
     (SessionUnknownError, "no session has handle {handle} at epoch {epoch}: open it first"),
@@ -53,13 +72,10 @@ UNKNOWN, CLOSED, FENCED, EVICTED = range(4)
 
 
 class SessionTable:
-    """Sessions by slot: a slot is a session's from its opening to its end, wherever its state is.
-
-    One array for each fact, so that a bulk is checked in one pass.
-    """
+    """Sessions by seat. One array for each fact, so that a bulk is checked in one pass."""
 
     _ARRAYS: Final = {
-        "used": np.bool_,  # a session's
+        "residence": np.uint8,
         "owners": np.int64,  # Peer.number, 0 for nobody
         "epochs": np.uint32,
         "seqs": np.int64,  # of the last change applied
@@ -71,7 +87,7 @@ class SessionTable:
         "lost_epochs": np.uint32,
         "lost_causes": np.uint8,
     }
-    used: Array
+    residence: Array
     owners: Array
     epochs: Array
     seqs: Array
@@ -87,10 +103,10 @@ class SessionTable:
         self.index = index
         self.version = 0  # grows whenever a session changes hands or place
         self.by_name: dict[str, int] = {}
-        self.names: list[str] = []  # "" for a free slot
+        self.names: list[str] = []  # "" for a free seat
         self.peers: list[Peer | None] = []
         self._free: list[int] = []
-        # The arrays' memory for one slot at a time: four times as fast as an array's index.
+        # The arrays' memory for one seat at a time: four times as fast as an array's index.
         self.row_active_s: Any = None
         self.row_rounds: Any = None
         self.row_epochs: Any = None
@@ -104,13 +120,13 @@ class SessionTable:
         return len(self.by_name)
 
     @property
-    def slots(self) -> int:
+    def seats(self) -> int:
         """How many there are, free ones included."""
         return len(self.names)
 
-    def handle(self, slot: int) -> int:
-        """What clients call a slot."""
-        return self.index << HANDLE_BITS | slot
+    def handle(self, seat: int) -> int:
+        """What clients call a seat."""
+        return self.index << HANDLE_BITS | seat
 
     @property
     def full(self) -> bool:
@@ -120,111 +136,128 @@ class SessionTable:
     def add(
         self, name: str, session_id: int, *, epoch: int, token: int, seq: int, now: float
     ) -> int:
-        """A slot for a session that nobody owns yet; epoch 0 stands for any new one."""
-        slot = self._free.pop()
+        """A seat for a session that nobody owns yet; epoch 0 stands for any new one."""
+        seat = self._free.pop()
         self.version += 1
-        self.by_name[name] = slot
-        self.names[slot] = name
-        self.used[slot] = True
-        self.ids[slot] = session_id
-        self.epochs[slot] = epoch or self._next_epoch(slot)
-        self.tokens[slot] = token
-        self.seqs[slot] = seq
-        self.dirty[slot] = False
-        self.active_s[slot] = now
-        return slot
+        self.by_name[name] = seat
+        self.names[seat] = name
+        self.move(seat, Residence.FRESH)
+        self.ids[seat] = session_id
+        self.epochs[seat] = epoch or self._next_epoch(seat)
+        self.tokens[seat] = token
+        self.seqs[seat] = seq
+        self.dirty[seat] = False
+        self.active_s[seat] = now
+        return seat
 
-    def _next_epoch(self, slot: int) -> int:
-        # The first of a slot is random: a handle of an earlier server must not fit by chance.
-        last = int(self.lost_epochs[slot]) or int.from_bytes(os.urandom(4))
+    def _next_epoch(self, seat: int) -> int:
+        # The first of a seat is random: a handle of an earlier server must not fit by chance.
+        last = int(self.lost_epochs[seat]) or int.from_bytes(os.urandom(4))
         return (last + 1) % (1 << 32) or 1
 
-    def remove(self, slot: int, cause: int) -> None:
+    def remove(self, seat: int, cause: int) -> None:
         """The session ends, or is forgotten here."""
-        self.disown(slot, cause)
-        self.lost_epochs[slot] = self.epochs[slot]
-        self.lost_causes[slot] = cause
-        del self.by_name[self.names[slot]]
-        self.names[slot] = ""
-        self.used[slot] = False
-        self.dirty[slot] = False
-        self._free.append(slot)
+        self.disown(seat, cause)
+        self.lost_epochs[seat] = self.epochs[seat]
+        self.lost_causes[seat] = cause
+        del self.by_name[self.names[seat]]
+        self.names[seat] = ""
+        self.move(seat, Residence.ENDED)
+        self.dirty[seat] = False
+        self._free.append(seat)
 
-    def own(self, slot: int, peer: Peer, now: float) -> None:
+    def move(self, seats: Any, to: Residence) -> None:
+        """The state of a seat's session, or of all of seats [n], is elsewhere from now on."""
+        if not np.all(_MAY[self.residence[seats], to]):
+            raise AssertionError(f"seats {seats}: {self.residence[seats]} can't become {to!r}")
+        self.residence[seats] = to
+        self.version += 1
+
+    def own(self, seat: int, peer: Peer, now: float) -> None:
         """Give a session that nobody owns to a peer."""
         self.version += 1
-        self.peers[slot] = peer
-        self.owners[slot] = peer.number
-        self.active_s[slot] = now
+        self.peers[seat] = peer
+        self.owners[seat] = peer.number
+        self.active_s[seat] = now
         peer.sessions += 1
 
-    def disown(self, slot: int, cause: int) -> Peer | None:
+    def disown(self, seat: int, cause: int) -> Peer | None:
         """Take a session from its owner, if it has one, and remember why."""
         self.version += 1
-        peer, self.peers[slot] = self.peers[slot], None
-        self.owners[slot] = 0
-        self.lost_epochs[slot] = self.epochs[slot]
-        self.lost_causes[slot] = cause
+        peer, self.peers[seat] = self.peers[seat], None
+        self.owners[seat] = 0
+        self.lost_epochs[seat] = self.epochs[seat]
+        self.lost_causes[seat] = cause
         if peer is not None:
             peer.sessions -= 1
         return peer
 
-    def begin_epoch(self, slot: int, token: int) -> None:
+    def begin_epoch(self, seat: int, token: int) -> None:
         """A new ownership; what was sent under the last one fits no more."""
         self.version += 1
-        self.lost_epochs[slot] = self.epochs[slot]
-        self.lost_causes[slot] = FENCED
+        self.lost_epochs[seat] = self.epochs[seat]
+        self.lost_causes[seat] = FENCED
         # A store that power loss took back must not give the same epoch to another: not just + 1.
-        stride = 1 + int.from_bytes(os.urandom(2)) if self.ids[slot] else 1
-        self.epochs[slot] = (int(self.epochs[slot]) + stride) % (1 << 32) or 1
-        self.tokens[slot] = token
+        stride = 1 + int.from_bytes(os.urandom(2)) if self.ids[seat] else 1
+        self.epochs[seat] = (int(self.epochs[seat]) + stride) % (1 << 32) or 1
+        self.tokens[seat] = token
 
-    def check_owner(self, slot: int, epoch: int, peer: Peer) -> None:
-        """Raise the SessionError that fits unless `peer` owns the slot at that epoch."""
+    def check_owner(self, seat: int, epoch: int, peer: Peer) -> None:
+        """Raise the SessionError that fits unless `peer` owns the seat at that epoch."""
         if not (
-            slot < len(self.peers) and self.peers[slot] is peer and self.row_epochs[slot] == epoch
+            seat < len(self.peers) and self.peers[seat] is peer and self.row_epochs[seat] == epoch
         ):
-            raise self.lost(slot, epoch)
+            raise self.lost(seat, epoch)
 
-    def check_owners(self, slots: Array, epochs: Array, peer: Peer) -> None:
-        """`check_owner` for many slots [n] in one pass; the error names the first index."""
-        if len(slots) and int(slots.max()) >= len(self.owners):
-            index = int(np.argmax(slots >= len(self.owners)))
+    def check_owners(self, seats: Array, epochs: Array, peer: Peer) -> None:
+        """`check_owner` for many seats [n] in one pass; the error names the first index."""
+        if len(seats) and int(seats.max()) >= len(self.owners):
+            index = int(np.argmax(seats >= len(self.owners)))
         else:
-            # A peer that has nothing has number 0, as slots that nobody has.
-            good = (self.owners[slots] == peer.number) & (self.epochs[slots] == epochs)
+            # A peer that has nothing has number 0, as seats that nobody has.
+            good = (self.owners[seats] == peer.number) & (self.epochs[seats] == epochs)
             good &= peer.number > 0
             if good.all():
                 return
             index = int(np.argmin(good))
-        error = self.lost(int(slots[index]), int(epochs[index]))
+        error = self.lost(int(seats[index]), int(epochs[index]))
         raise type(error)(f"index {index}: {error}")
 
-    def lost(self, slot: int, epoch: int) -> SessionError:
+    def lost(self, seat: int, epoch: int) -> SessionError:
         cause = UNKNOWN
-        if slot < len(self.names):
-            if self.names[slot] and self.epochs[slot] == epoch:
+        if seat < len(self.names):
+            if self.names[seat] and self.epochs[seat] == epoch:
                 cause = FENCED  # alive, and another connection's
-            elif self.lost_causes[slot] and self.lost_epochs[slot] == epoch:
-                cause = int(self.lost_causes[slot])
+            elif self.lost_causes[seat] and self.lost_epochs[seat] == epoch:
+                cause = int(self.lost_causes[seat])
         cls, sentence = _LOST[cause]
-        return cls(sentence.format(handle=self.handle(slot), epoch=epoch))
+        return cls(sentence.format(handle=self.handle(seat), epoch=epoch))
 
     def idle(self, before_s: float, round_now: int, at_most: int) -> list[int]:
         """Slots in use, but not since `before_s`, with nothing scheduled."""
-        idle = self.used & (self.active_s < before_s) & (self.rounds < round_now)
-        return [int(slot) for slot in np.flatnonzero(idle)[:at_most]]
+        idle = (self.residence != ENDED) & (self.active_s < before_s) & (self.rounds < round_now)
+        return [int(seat) for seat in np.flatnonzero(idle)[:at_most]]
 
-    def grow(self, slots: int) -> None:
-        """Have so many slots."""
+    def grow(self, seats: int) -> None:
+        """Have so many seats."""
         have = len(self.names)
-        extra = slots - have
+        extra = seats - have
         self.names.extend([""] * extra)
         self.peers.extend([None] * extra)
-        self._free.extend(range(slots - 1, have - 1, -1))
+        self._free.extend(range(seats - 1, have - 1, -1))
         for name, dtype in self._ARRAYS.items():
             setattr(self, name, np.append(getattr(self, name), np.zeros(extra, dtype)))
         self.rounds[have:] = -1
         self.row_active_s, self.row_rounds = self.active_s.data, self.rounds.data
         self.row_epochs, self.row_seqs = self.epochs.data, self.seqs.data
         self.row_dirty = self.dirty.data
+
+    def check(self) -> None:
+        """What holds between two messages. Raises AssertionError."""
+        assert all(self.names[seat] == name for name, seat in self.by_name.items())
+        taken = np.flatnonzero(self.residence != ENDED)
+        assert sorted(self.by_name.values()) == taken.tolist(), "a seat has no session"
+        assert len(self._free) + len(taken) == self.seats, "a seat is lost"
+        numbers = [0 if peer is None else peer.number for peer in self.peers]
+        assert self.owners.tolist() == numbers, "an owner's number is another peer's"
+        assert not (self.residence == FRESH).any(), "a session's state never came"
