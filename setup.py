@@ -12,8 +12,16 @@ from setuptools import Extension, setup
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     sys.exit("streamlstm builds on Linux x86-64 and aarch64 only; use one of these.")
 
-# STREAMLSTM_CHECKED=1 builds with bounds and overflow checks, for one run of the tests.
-checked = os.environ.get("STREAMLSTM_CHECKED") == "1"
+# STREAMLSTM_BUILD=strict makes every warning of the C compiler an error; =sanitized also builds for
+# one run of the tests under AddressSanitizer and UBSan, with Cython's checks of bounds and
+# overflows (.ci/run shows how).
+build = os.environ.get("STREAMLSTM_BUILD", "")
+if build not in ("", "strict", "sanitized"):
+    sys.exit(f"STREAMLSTM_BUILD is {build!r}; it may be strict or sanitized")
+checked = build == "sanitized"
+warnings = ["-Wall", "-Wextra", "-Werror"] if build else []
+sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+sanitizers = [*sanitizers, "-fno-wrapv"] if checked else []  # Python's -fwrapv would hide overflows
 
 directives = {
     "language_level": 3,
@@ -42,7 +50,8 @@ def extension(source: Path) -> Extension:
         depends=[str(header) for header in KERNELS.glob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         # A result must not depend on which multiply-adds the compiler chose to fuse.
-        extra_compile_args=["-O3", "-ffp-contract=off"],
+        extra_compile_args=["-O3", "-ffp-contract=off", *warnings, *sanitizers],
+        extra_link_args=sanitizers,
     )
 
 
@@ -51,6 +60,6 @@ setup(
         [extension(source) for source in sorted(PYX.rglob("*.pyx"))],
         include_path=["src_pyx"],
         compiler_directives=directives,
-        build_dir="build/checked" if checked else "build/cython",
+        build_dir="build/sanitized" if checked else "build/cython",
     ),
 )

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamlstm import GRU, LSTM, Activation, Dense, Feature, Model
+from streamlstm import GRU, LSTM, Activation, Dense, Embedding, Feature, Model
 from streamlstm.layers import FUNCTIONS, UNBOUNDED
 
 Array = NDArray[Any]
@@ -101,6 +101,8 @@ def events(model: Model, *shape: int, seed: int = 0) -> Array:
     """Random events [*shape, inputs] in the units and dtype of the model."""
     mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
     rng = np.random.default_rng(seed)
+    if model.vocabulary:
+        return rng.integers(0, model.vocabulary, (*shape, 1)).astype(model.dtype)
     x = mean + std * rng.standard_normal((*shape, model.input_size))
     return x.astype(model.dtype)
 
@@ -110,7 +112,8 @@ RECURRENT = ("lstm", "lstm with", "gru")
 
 @st.composite
 def models(draw: st.DrawFn, max_units: int = 24) -> Model:
-    """Recurrent layers among others, any options, any sizes from 1, scaled or not, either dtype."""
+    """Recurrent layers among others, any options, any sizes from 1, scaled or not, either dtype;
+    some behind an embedding."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = st.integers(1, max_units)
     kinds = draw(
@@ -120,6 +123,10 @@ def models(draw: st.DrawFn, max_units: int = 24) -> Model:
     )
     made: list[Any] = []
     width = inputs = draw(sizes)
+    embedded = draw(st.integers(0, 3)) == 0
+    if embedded:
+        made.append(Embedding(rng.uniform(-1, 1, (draw(sizes), width))))
+        inputs = 1
     for kind in kinds:
         units = draw(sizes)
         match kind:
@@ -144,7 +151,7 @@ def models(draw: st.DrawFn, max_units: int = 24) -> Model:
 
     return Model(
         made,
-        inputs=features("in", inputs),
+        inputs=None if embedded else features("in", inputs),
         outputs=features("out", width),
         dtype=draw(st.sampled_from(["float32", "float64"])),
     )

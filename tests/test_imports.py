@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import streamlstm
+from packages import REPO
 
 PACKAGE = Path(streamlstm.__file__).parent
+COMPILED_FROM = REPO / "src_pyx" / "streamlstm"
 
 
 def modules_after(statement: str, tmp_path: Path) -> set[str]:
@@ -86,6 +89,14 @@ INSIDE = {
         {"described", "summary"},
         {"train", "detect", "serve", "sessions", "stream", "import_", "inspect", "stats", "demo"},
     ],
+    "kernels": [{"kernel", "products"}, {"blas"}, {"table"}, {"", "pack"}],
+    "core": [
+        {"", "arena", "checks", "head", "network"},
+        {"threads"},
+        {"head_steps"},
+        {"engine"},
+        {"sessions"},
+    ],
     "store": [{"rows", "wal"}, {"reading"}, {"database"}, {"directory"}, {"salvage"}, {""}],
     "training": [{"history", "network"}, {"evaluation"}, {""}],
     "service": [
@@ -130,8 +141,41 @@ def imported(path: Path) -> set[tuple[str, ...]]:
             if parts[0] == "streamlstm":
                 found.update((*parts[1:], a.name) for a in node.names)
 
+    if path.suffix in (".pyx", ".pxd"):
+        return cython_imported(path.read_text())
     Imports().visit(ast.parse(path.read_text()))
     return found
+
+
+def cython_imported(source: str) -> set[tuple[str, ...]]:
+    """The same of a Cython file, by import and by cimport."""
+    found: set[tuple[str, ...]] = set()
+    names = r"\(([^)]*)\)|([^\n(]+)"
+    for module, several, some in re.findall(
+        rf"^ *from +([\w.]+) +c?import +(?:{names})", source, re.MULTILINE
+    ):
+        assert not module.startswith("."), "a relative import"
+        room, *parts = module.split(".")
+        for name in re.sub("#.*", "", several or some).split(","):
+            if room == "streamlstm" and name.strip():
+                found.add((*parts, name.split()[0]))
+    for module in re.findall(r"^ *c?import +streamlstm\.([\w.]+)", source, re.MULTILINE):
+        found.add(tuple(module.split(".")))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from streamlstm.core.head cimport (\n    a, b,\n)", {("core", "head", "a")}),
+        ("    from streamlstm import head as constants  # why", {("head",)}),
+        ("cimport streamlstm.core.head", {("core", "head")}),
+        ("from libc.math cimport exp\nimport os\n# from streamlstm.engine import Engine", set()),
+    ],
+)
+def test_imports_of_cython_files_are_seen(line, found):
+    assert found <= cython_imported(line)
+    assert bool(found) == bool(cython_imported(line))
 
 
 def ours_imported(path: Path) -> set[str]:
@@ -140,13 +184,25 @@ def ours_imported(path: Path) -> set[str]:
 
 
 def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return within(path).parts[0].removesuffix(".py")
 
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+def within(path: Path) -> Path:
+    """A file's path inside the package, wherever its source stands."""
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else COMPILED_FROM)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def sources(room: str = "") -> list[Path]:
+    """Files of one of the package's rooms, or of all; those of compiled modules too."""
+    found = [p for kind in ("*.py", "*.pyi") for p in (PACKAGE / room).rglob(kind)]
+    found += [p for kind in ("*.pyx", "*.pxd") for p in (COMPILED_FROM / room).rglob(kind)]
+    return sorted(p for p in found if len(within(p).parts) > 1 or p.stem != "__init__")
+
+
+SOURCES = sources()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(within(p)))
 def test_imports_point_downwards(path):
     room = room_of(path)
     above = {
@@ -168,16 +224,17 @@ def test_every_room_has_a_floor():
 
 def module_of(path: Path, room: str) -> str:
     """A module's dotted name inside its room; "" for the room itself."""
-    parts = path.relative_to(PACKAGE / room).with_suffix("").parts
+    parts = within(path).relative_to(room).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
 @pytest.mark.parametrize("room", INSIDE)
 def test_imports_inside_a_room_point_downwards(room):
     floor = {module: n for n, modules in enumerate(INSIDE[room]) for module in modules}
-    paths = {module_of(path, room): path for path in sorted((PACKAGE / room).rglob("*.py"))}
-    assert paths.keys() == floor.keys()
-    for module, path in paths.items():
+    paths = sources(room)
+    assert {module_of(path, room) for path in paths} == floor.keys()
+    for path in paths:
+        module = module_of(path, room)
         ours = [names[1:] for names in imported(path) if names[0] == room]
         # A module, or what is in one.
         others = {".".join(names if ".".join(names) in floor else names[:-1]) for names in ours}

@@ -19,6 +19,19 @@ from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
+# Under AddressSanitizer only the numbers of live rows may be touched.
+cdef extern from *:
+    """
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #else
+    #define ASAN_POISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+    #define ASAN_UNPOISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+    #endif
+    """
+    void forbid "ASAN_POISON_MEMORY_REGION" (const void* at, size_t bytes) nogil
+    void permit "ASAN_UNPOISON_MEMORY_REGION" (const void* at, size_t bytes) nogil
+
 cdef Py_ssize_t SLAB_BYTES = 1 << 20
 cdef Py_ssize_t CACHE_LINE = 64
 cdef uint32_t NO_ROW = 0xFFFFFFFF
@@ -40,7 +53,7 @@ cdef class Arena:
         self.slabs = <char**> calloc(self.slabs_max, sizeof(char*))
         self.slab_live = <uint32_t*> calloc(self.slabs_max, sizeof(uint32_t))
         self.slab_free = <uint32_t*> calloc(self.slabs_max, sizeof(uint32_t))
-        self.initial = <char*> calloc(1, self.stride)
+        self.initial = <char*> calloc(1, max(self.row_bytes, 1))
         if not (self.slabs and self.slab_live and self.slab_free and self.initial):
             raise MemoryError("no memory for the table of state slabs")
         memcpy(self.initial, <const char*> initial, self.row_bytes)
@@ -106,6 +119,7 @@ cdef class Arena:
         p = mmap(NULL, self.slab_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if p == MAP_FAILED:
             raise MemoryError(f"no memory for {self.slab_bytes} more bytes of session state")
+        forbid(p, self.slab_bytes)
         self.slabs[s] = <char*> p
         self.slab_count += 1
         for r in range(first, last):
@@ -132,7 +146,8 @@ cdef class Arena:
         self.slab_free[s] = self.next_free[row]
         self.slab_live[s] += 1
         self.live += 1
-        memcpy(self.row(row), self.initial, self.stride)
+        permit(self.row(row), self.row_bytes)
+        memcpy(self.row(row), self.initial, self.row_bytes)
         self.epoch[row] += 1
         self.seq[row] = 0
         return row
@@ -141,6 +156,7 @@ cdef class Arena:
         """Give `row` back, and an empty slab to the system; the lowest empty one stays, so that
         sessions that come and go at a slab's edge map nothing."""
         cdef Py_ssize_t s = row >> self.shift
+        forbid(self.row(row), self.row_bytes)
         self.epoch[row] += 1
         self.seq[row] = -1
         self.live -= 1
@@ -156,6 +172,7 @@ cdef class Arena:
         return 0
 
     cdef int unmap_slab(self, Py_ssize_t s) noexcept:
+        permit(self.slabs[s], self.slab_bytes)  # whatever is mapped there next
         munmap(self.slabs[s], self.slab_bytes)
         self.slabs[s] = NULL
         self.slab_count -= 1

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 from streamlstm.kernels.kernel cimport (
     COUPLED_F, COUPLED_I, FLOAT32, FLOAT64, GRU, HARD_SIGMOID, HARD_SIGMOID6, LINEAR,
-    NORM_EPSILON, RELU, SATURATION, SIGMOID, SOFTMAX, TANH, Kernel, Layer, Scratch,
+    NORM_EPSILON, RELU, SATURATION, SIGMOID, SOFTMAX, TANH, Layer, Scratch,
 )
 from streamlstm.kernels.products cimport gemm, gemv
 
@@ -348,11 +348,14 @@ cdef void activation_64(
     activate(function, n, units, <const double*> x, <double*> out)
 
 
-blas_float32 = Kernel(
-    name=b"blas", arithmetic=b"f32-blas", weights=b"float32", numbers=FLOAT32, lanes=0,
-    same_bits=0, own_threads=1, supported=always, panel_bytes=panel_bytes_32, pack=pack_32,
-    recurrent=recurrent_32, dense=dense_32, activation=activation_32, exponential=NULL)
-blas_float64 = Kernel(
-    name=b"blas", arithmetic=b"f64-blas", weights=b"float64", numbers=FLOAT64, lanes=0,
-    same_bits=0, own_threads=1, supported=always, panel_bytes=panel_bytes_64, pack=pack_64,
-    recurrent=recurrent_64, dense=dense_64, activation=activation_64, exponential=NULL)
+blas_float32.name = blas_float64.name = b"blas"
+blas_float32.own_threads = blas_float64.own_threads = True
+blas_float32.supported = blas_float64.supported = always
+blas_float32.arithmetic, blas_float64.arithmetic = b"f32-blas", b"f64-blas"
+blas_float32.weights, blas_float64.weights = b"float32", b"float64"
+blas_float32.numbers, blas_float64.numbers = FLOAT32, FLOAT64
+blas_float32.panel_bytes, blas_float64.panel_bytes = panel_bytes_32, panel_bytes_64
+blas_float32.pack, blas_float64.pack = pack_32, pack_64
+blas_float32.recurrent, blas_float64.recurrent = recurrent_32, recurrent_64
+blas_float32.dense, blas_float64.dense = dense_32, dense_64
+blas_float32.activation, blas_float64.activation = activation_32, activation_64

@@ -1,18 +1,38 @@
 """A layer's weights as a kernel reads them: in panels, which kernel.h describes."""
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdlib cimport free
+from posix.stdlib cimport posix_memalign
+
 import numpy as np
 
 from streamlstm.kernels.kernel cimport FLOAT32, Kernel, Layer
 from streamlstm.kernels.table cimport Row
 
-ALIGNMENT = 64
+cdef Py_ssize_t ALIGNMENT = 64
+
+
+cdef class Block:
+    """Bytes that start on a cache line, and no more of them than asked for."""
+
+    cdef void* data
+    cdef Py_ssize_t nbytes
+
+    def __cinit__(self, Py_ssize_t nbytes):
+        if posix_memalign(&self.data, ALIGNMENT, max(nbytes, 1)):
+            raise MemoryError(f"no memory for {nbytes} more bytes of weights or states")
+        self.nbytes = nbytes
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.nbytes, False, flags)
 
 
 def aligned(shape, dtype=np.float32):
     """An array whose data start on a cache line."""
-    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = np.empty(count + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start:start + count].view(dtype).reshape(shape)
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, Block(nbytes))
 
 
 def packed(Row row not None, w):
