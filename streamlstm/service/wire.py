@@ -26,7 +26,7 @@ from streamlstm.errors import (
     ServiceError,
     StreamLSTMError,
 )
-from streamlstm.service.operations import OPERATIONS, STEP, Fields, Fork, Open, Operation
+from streamlstm.service.operations import OPERATIONS, STEP, Fields, Fork, Open, Operation, Step
 
 VERSION: Final = 1
 
@@ -165,6 +165,9 @@ def _is_plain_step(fields: tuple[Any, ...]) -> bool:
     )
 
 
+_NEW: Final = tuple.__new__  # what _make does, without its checks
+
+
 class _NestedError(ValueError):
     """Not exactly one array: not for the direct decoder."""
 
@@ -210,7 +213,7 @@ class Decoder:
             raise BadMessageError(f"only protocol version {VERSION} is spoken here", ident)
         fields = message[3:]
         if name == STEP.name and _is_plain_step(fields):
-            return STEP, ident, STEP.fields._make(fields)
+            return STEP, ident, _NEW(Step, fields)
         op = OPERATIONS.get(name) if type(name) is str else None
         if op is None:
             raise BadMessageError(f"unknown operation; known are {', '.join(OPERATIONS)}", ident)

@@ -14,12 +14,12 @@ from streamlstm.errors import (
     SessionFencedError,
     SessionUnknownError,
     ShapeError,
-    StateMismatchError,
 )
 from streamlstm.service import column, operations
 from streamlstm.service.operations import Operation
 from streamlstm.service.server import stepping
 from streamlstm.service.server.answers import WrongSeqError, digest
+from streamlstm.service.server.changes import OF_ONE
 from streamlstm.service.server.connections import Connections, Peer
 from streamlstm.service.server.outcomes import Outcomes
 from streamlstm.service.server.requests import Request, entry
@@ -84,37 +84,10 @@ def _run(around: Surroundings, request: Request) -> Values:
     return sessions.table.row_seqs[seat], Y
 
 
-def _is_new(request: Request, known_by: int) -> bool:
-    """Whether a numbered change is the next one; a repeat is not, anything else is refused."""
-    sessions, seq = request.sessions, request.fields.seq
-    last = sessions.table.row_seqs[request.seat]
-    if seq is None or seq == last + 1:
-        return True
-    sessions.answers.find(request.seat, seq, known_by, last)
-    return False
-
-
-def _reset(_: Surroundings, request: Request) -> Values:
-    sessions, seat = request.sessions, request.seat
-    if not _is_new(request, digest(operations.RESET, b"")):
-        return (request.fields.seq,)
-    sessions.reset(seat)
-    return (sessions.table.row_seqs[seat],)
-
-
-def _restore(around: Surroundings, request: Request) -> Values:
-    sessions, seat = request.sessions, request.seat
-    blob = request.fields.state
-    most = sessions.bounds.state_bytes
-    if len(blob) > most:
-        raise StateMismatchError(
-            f"a state of model {sessions.name!r} has at most {most} bytes, got {len(blob)}"
-        )
-    known_by = digest(operations.RESTORE, blob)
-    if not _is_new(request, known_by):
-        return (request.fields.seq,)
-    sessions.restore(seat, around.read_state(blob), known_by)
-    return (sessions.table.row_seqs[seat],)
+def _change(around: Surroundings, request: Request) -> Values:
+    """Any change of one session that takes one number."""
+    fields, sessions = request.fields, request.sessions
+    return (sessions.change(request.seat, request.op, fields, around.read_state),)
 
 
 # --- looks ----------------------------------------------------------------------------------------
@@ -217,11 +190,10 @@ ACTS: Final[dict[Operation, Act]] = {
     operations.FORK: _fork,
     operations.STEPS: _steps,
     operations.RUN: _run,
-    operations.RESET: _reset,
     operations.STATE: _state,
     operations.FORECAST: _forecast,
     operations.COUNTERS: _counters,
-    operations.RESTORE: _restore,
     operations.CLOSE: _close,
+    **dict.fromkeys(OF_ONE, _change),
 }
 """All but `step`, which is done in micro-batches, and those that ask the server of itself."""

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from streamlstm.errors import StateMismatchError
 from streamlstm.head import AHEAD_MAX, FILL_MAX, Head
 from streamlstm.service.contract import ModelLike
 
@@ -20,20 +21,28 @@ STATE_OVERHEAD_BYTES_MAX: Final = 4096
 
 
 class Bounds:
-    """Of one model. run_rows, forecast_steps: as `hello` tells them; state_bytes: of a restore."""
+    """Of one model. run_rows, forecast_steps: as `hello` tells them."""
 
     def __init__(self, model: ModelLike) -> None:
         self._head = head = model.head
         self._parameters = model.parameters  # a step multiplies and adds about as often
         self.run_rows = max(1, RUN_WORK_MAX // (model.parameters * _steps_max(head)))
-        self.state_bytes = (
-            model.state_size * np.dtype(model.event_dtype).itemsize + STATE_OVERHEAD_BYTES_MAX
-        )
+        size = model.state_size * np.dtype(model.event_dtype).itemsize
+        self._state_bytes = size + STATE_OVERHEAD_BYTES_MAX
+        self._name = model.name
         self.forecast_steps = 0
         if head is not None:
             by_bytes = FORECAST_BYTES_MAX // (8 * len(head.quantiles))
             by_work = head.horizon + RUN_WORK_MAX // self._ahead_work(head)
             self.forecast_steps = max(1, min(AHEAD_MAX, by_bytes, by_work))
+
+    def check_state(self, blob: bytes) -> None:
+        """Raise StateMismatchError if it is too large for a saved state."""
+        if len(blob) > self._state_bytes:
+            raise StateMismatchError(
+                f"a state of model {self._name!r} has at most {self._state_bytes} bytes, got "
+                f"{len(blob)}"
+            )
 
     def forecast_work(self, steps: int) -> int:
         """Of a forecast, unless it is refused: the network makes the steps beyond the horizon."""

@@ -19,12 +19,15 @@ seq tells.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
 from streamlstm.service import operations
-from streamlstm.service.server.answers import Answers
+from streamlstm.service.contract import SessionLike
+from streamlstm.service.operations import Operation
+from streamlstm.service.server.answers import Answers, digest
+from streamlstm.service.server.bounds import Bounds
 from streamlstm.service.server.journal import Journal
 from streamlstm.service.server.table import SessionTable
 
@@ -68,9 +71,39 @@ class Ran(NamedTuple):
     X: bytes
 
 
+class Place(Protocol):
+    """Where a session is while a change is made to it again."""
+
+    @property
+    def session(self) -> SessionLike[Any]: ...
+    def put(self, state: bytes) -> None: ...  # instead of the session's
+
+
+class AskedPlace(Place, Protocol):
+    """And while a request asks for it."""
+
+    bounds: Bounds
+    read_state: Callable[[bytes], Any]
+
+    def numbers(self) -> Array: ...  # the state [state_size] as it is
+
+
 class WasReset(NamedTuple):
     session: int
     seq: int
+
+    @staticmethod
+    def payload(_fields: operations.Reset, _place: AskedPlace) -> bytes:
+        return b""
+
+    @staticmethod
+    def do(_fields: operations.Reset, place: AskedPlace, _known_by: int) -> tuple[()]:
+        place.session.reset()
+        return ()
+
+    def redo(self, place: Place) -> int:
+        place.session.reset()
+        return digest(operations.RESET, b"")
 
 
 class Restored(NamedTuple):
@@ -79,12 +112,40 @@ class Restored(NamedTuple):
     state: bytes
     digest: int
 
+    @staticmethod
+    def payload(fields: operations.Restore, place: AskedPlace) -> bytes:
+        place.bounds.check_state(fields.state)
+        return fields.state
+
+    @staticmethod
+    def do(fields: operations.Restore, place: AskedPlace, known_by: int) -> tuple[bytes, int]:
+        place.session.restore(place.read_state(fields.state))
+        return place.numbers().tobytes(), known_by
+
+    def redo(self, place: Place) -> int:
+        place.put(self.state)
+        return self.digest
+
+
+OfOne: TypeAlias = WasReset | Restored
+"""A change of one session that takes one number and answers it, one class for each operation.
+
+payload: what a repeat is known by. do: makes the change, and gives the fields of its record that
+follow the seq; raises StreamLSTMError, and has changed nothing. redo: makes it again from the
+record, for recovery; gives its digest.
+"""
+
+OF_ONE: Final[dict[Operation, type[OfOne]]] = {
+    operations.RESET: WasReset,
+    operations.RESTORE: Restored,
+}
+
 
 class Ended(NamedTuple):
     session: int
 
 
-Record: TypeAlias = Opened | Owned | Stepped | SteppedTogether | Ran | WasReset | Restored | Ended
+Record: TypeAlias = Opened | Owned | Stepped | SteppedTogether | Ran | OfOne | Ended
 
 _VERBS: Final[dict[type[Record], str | None]] = {
     Opened: operations.OPEN.verb,
@@ -92,15 +153,10 @@ _VERBS: Final[dict[type[Record], str | None]] = {
     Stepped: operations.STEP.verb,
     SteppedTogether: operations.STEPS.verb,
     Ran: operations.RUN.verb,
-    WasReset: operations.RESET.verb,
-    Restored: operations.RESTORE.verb,
     Ended: operations.CLOSE.verb,
+    **{record: operation.verb for operation, record in OF_ONE.items()},
 }
 _RECORDS: Final = {verb: record for record, verb in _VERBS.items()}
-
-
-def as_written(record: Record) -> tuple[Any, ...]:
-    return _VERBS[type(record)], *record
 
 
 def as_read(written: tuple[Any, ...]) -> Record:
@@ -149,11 +205,11 @@ class Changes:
         if self.journal is not None:
             dirty[seats] = True
             if record is not None:
-                ids = int(table.ids[seats]) if one else table.ids[seats]
-                self.note(record(ids, first))
+                change = record(int(table.ids[seats]) if one else table.ids[seats], first)
+                self.journal.add((_VERBS[type(change)], *change))
         return last
 
     def note(self, record: Record) -> None:
         """Into the journal, if there is one, without a number."""
         if self.journal is not None:
-            self.journal.add(as_written(record))
+            self.journal.add((_VERBS[type(record)], *record))

@@ -48,7 +48,7 @@ class Connections:
         self._meters = meters
         self._peers: dict[bytes, Peer] = {}
         self._numbers = 0
-        self._cut: set[bytes] = set()
+        self.cut: set[bytes] = set()  # for whom nothing is to be done
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -76,31 +76,27 @@ class Connections:
 
     # --- sending ---
 
-    def is_cut(self, address: bytes) -> bool:
-        """Whether nothing is to be done for a peer."""
-        return bool(self._cut) and address in self._cut
-
     def deliver(self, frames: Iterable[Frame], send: Send) -> list[bytes]:
         """Send what a turn gave; who was cut by it."""
         newly_cut = []
         for address, message in frames:
-            if self._cut and address in self._cut:
+            if self.cut and address in self.cut:
                 self._meters.undeliverable += 1
                 continue
             sent = send(address, message)
             if sent is not _SENT:
                 self._meters.undeliverable += 1
                 if sent is Sent.FULL:
-                    self._cut.add(address)
+                    self.cut.add(address)
                     self._meters.overruns += 1
                     newly_cut.append(address)
         return newly_cut
 
     def mend(self, notice: bytes, send: Send) -> None:
         """Tell peers that were cut, once they read again; forget those that are gone."""
-        for address in list(self._cut):
+        for address in list(self.cut):
             if send(address, notice) is not Sent.FULL:
-                self._cut.discard(address)
+                self.cut.discard(address)
 
     def check(self) -> None:
         """What holds between two turns. Raises AssertionError."""

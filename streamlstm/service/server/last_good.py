@@ -12,13 +12,13 @@ import numpy.typing as npt
 from streamlstm.errors import NonFiniteError
 from streamlstm.service.contract import EngineLike, SessionLike
 from streamlstm.service.server.changes import (
+    Ended,
     Opened,
+    Owned,
     Ran,
     Record,
-    Restored,
     Stepped,
     SteppedTogether,
-    WasReset,
     as_read,
 )
 from streamlstm.service.server.journal import Journal
@@ -71,7 +71,7 @@ class _Alone:
         self._seq = 0 if row is None else row.seq
         self._name = name
         self.numbers: Array | None = None
-        self._put(None if row is None else row.state or None)
+        self.put(None if row is None else row.state or None)
 
     def step(self, change: Stepped | SteppedTogether, index: int) -> None:
         """The event of the record at that index."""
@@ -83,19 +83,19 @@ class _Alone:
         """Any other change of this session."""
         match change:
             case Opened() if not self._seq:
-                self._put(change.state)
+                self.put(change.state)
             case Ran():
                 rows = self._rows(change.X)
                 self._move(change.first, len(rows), lambda: self.session.run(rows))
-            case WasReset():
-                self._move(change.seq, 1, self.session.reset)
-            case Restored():
-                self._move(change.seq, 1, lambda: self._put(change.state))
+            case Opened() | Owned() | Ended() | Stepped() | SteppedTogether():
+                pass
+            case _:
+                self._move(change.seq, 1, lambda: change.redo(self))
 
     def _rows(self, X: bytes) -> Array:
         return np.frombuffer(X, self._dtype).reshape(-1, self._inputs)
 
-    def _put(self, state: bytes | None) -> None:
+    def put(self, state: bytes | None) -> None:
         if self.numbers is not None:
             self.session.close()
         numbers = None if state is None else np.frombuffer(state, self._dtype)

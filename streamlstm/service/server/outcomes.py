@@ -50,8 +50,11 @@ class Outcomes:
         return taken
 
     def done(self, request: Request, *values: object) -> None:
-        self._list.append(Done(request.peer.address, request.ident, values))
-        self._close(request)
+        peer = request.peer
+        self._list.append(Done(peer.address, request.ident, values))
+        self._rounds.done(request)
+        if not peer.sessions:
+            self._connections.forget_if_done(peer)
 
     def failed(self, request: Request, error: Exception) -> None:
         """It was refused, or it could not be done. Raises an error of the store on: the end."""
@@ -61,7 +64,8 @@ class Outcomes:
             self.fault(request.op.name, error)
             error = ServerInternalError(OWN_FAULT.format(doing=request.op.name))
         self.refused(request.peer.address, request.ident, error)
-        self._close(request)
+        self._rounds.done(request)
+        self._connections.forget_if_done(request.peer)
 
     def refused(self, address: bytes, ident: Ident, error: StreamLSTMError) -> None:
         """Of a message that was never queued."""
@@ -81,8 +85,3 @@ class Outcomes:
             raise DeadlineError(
                 f"its turn came {self.now - deadline:.3f} s after the deadline: not stepped"
             )
-
-    def _close(self, request: Request) -> None:
-        self._rounds.done(request)
-        if not request.peer.sessions:
-            self._connections.forget_if_done(request.peer)

@@ -25,7 +25,7 @@ from streamlstm.service.server import meters
 from streamlstm.service.server.acts import Values
 from streamlstm.service.server.connections import Connections, Frame, Send
 from streamlstm.service.server.outcomes import OWN_FAULT, Report
-from streamlstm.service.server.requests import Done, Outcome, Refused, Request
+from streamlstm.service.server.requests import Done, Notice, Outcome, Refused, Request
 from streamlstm.service.server.rounds import QueueLimits
 from streamlstm.service.server.sessions import Sessions
 from streamlstm.service.server.shard import Shard
@@ -43,6 +43,10 @@ _MOVES: Final = {
     ServerState.DRAINING: {ServerState.STOPPED},
     ServerState.STOPPED: set[ServerState](),
 }
+
+
+_RUNNING: Final = ServerState.RUNNING
+_ALWAYS_ANSWERED: Final = frozenset({HELLO, STATS})
 
 
 class ServerProtocol:
@@ -98,13 +102,13 @@ class ServerProtocol:
     def receive(self, peer: bytes, frames: Sequence[bytes]) -> None:
         """Take one message; refusals that need no engine are answered by the next `step`."""
         self.meters.messages += 1
-        if self.connections.is_cut(peer):
+        if self.connections.cut and peer in self.connections.cut:
             self.meters.dropped += 1  # a reply could not leave, so nothing is done
             return
         ident: wire.Ident = None
         try:
             op, ident, fields = self._decode(frames)
-            if self.state is not ServerState.RUNNING and op is not HELLO and op is not STATS:
+            if self.state is not _RUNNING and op not in _ALWAYS_ANSWERED:
                 raise ServerStoppingError("the server is stopping and takes no new work")
             owner = self.connections.find(peer)
             self.shard.submit(Request(owner, op, ident, fields, len(frames[0])))
@@ -122,20 +126,22 @@ class ServerProtocol:
 
         Raises StoreError as Shard.turn does.
         """
-        outcomes = self.shard.turn(now)
-        if not outcomes:
-            return []
-        self.meters.replies += len(outcomes)
-        return [(outcome.address, self._encoded(outcome)) for outcome in outcomes]
+        frames: list[Frame] = []
+        for outcome in self.shard.turn(now):
+            if type(outcome) is Done:
+                address, ident, values = outcome
+                frames.append((address, self._encoder.ok(ident, *values)))
+            else:
+                frames.append((outcome.address, self._encoded(outcome)))
+        self.meters.replies += len(frames)
+        return frames
 
     def _encoded(self, outcome: Outcome) -> bytes:
-        if type(outcome) is Done:
-            return self._encoder.ok(outcome.ident, *outcome.values)
-        if type(outcome) is Refused:
+        if isinstance(outcome, Refused):
             error = outcome.error
             details: dict[str, object] = getattr(error, "details", {})
             return self._encoder.error(outcome.ident, error, **details)
-        assert not isinstance(outcome, (Done, Refused))
+        assert isinstance(outcome, Notice)
         return self._encoder.notice(outcome.kind, outcome.entries)
 
     def deliver(self, frames: Iterable[Frame], send: Send) -> bool:

@@ -17,14 +17,13 @@ from streamlstm.service.operations import STEP
 from streamlstm.service.server.answers import digest
 from streamlstm.service.server.changes import (
     Ended,
+    OfOne,
     Opened,
     Owned,
     Ran,
     Record,
-    Restored,
     Stepped,
     SteppedTogether,
-    WasReset,
     as_read,
 )
 from streamlstm.service.server.checkpoint import Checkpoint
@@ -88,7 +87,7 @@ class _Replay:
                     self._step(change)
                 case Ended():
                     self.last_id = max(self.last_id, change.session)
-                case Owned() | Ran() | WasReset() | Restored():
+                case _:
                     if change.session not in self._ended:
                         self._change(change, *self._place(change.session))
 
@@ -103,9 +102,7 @@ class _Replay:
         sessions.table.ids[seat] = id
         self._places[id] = sessions, seat
 
-    def _change(
-        self, change: Owned | Ran | WasReset | Restored, sessions: Sessions, seat: int
-    ) -> None:
+    def _change(self, change: Owned | Ran | OfOne, sessions: Sessions, seat: int) -> None:
         match change:
             case Owned():
                 table = sessions.table
@@ -115,11 +112,10 @@ class _Replay:
                 rows = np.frombuffer(change.X, sessions.dtype).reshape(-1, sessions.inputs)
                 sessions.run(seat, rows)
                 self.events += len(rows)
-            case WasReset() if self._is_next(sessions, seat, change.seq):
-                sessions.reset(seat)
-            case Restored() if self._is_next(sessions, seat, change.seq):
-                numbers = np.frombuffer(change.state, sessions.dtype)
-                sessions.put_back(seat, numbers, change.digest)
+            case Ran():
+                pass
+            case _ if self._is_next(sessions, seat, change.seq):
+                sessions.redo(seat, change)
 
     def _step_one(self, change: Stepped) -> None:
         sessions = self._of_model(change.model)

@@ -127,7 +127,8 @@ class Rounds:
         """A turn took that long."""
         # Apart, so that a turn of much work weighs more than one of little.
         self._turn_s += PACE * (elapsed_s - self._turn_s)
-        self._turn_work += PACE * (sum(request.work for request in requests) - self._turn_work)
+        work = requests[0].work if len(requests) == 1 else sum(each.work for each in requests)
+        self._turn_work += PACE * (work - self._turn_work)
 
     def done(self, request: Request) -> None:
         peer = request.peer

@@ -20,16 +20,16 @@ from streamlstm.errors import ShapeError
 from streamlstm.events import acceptable, unacceptable
 from streamlstm.head import AHEAD_MAX
 from streamlstm.service.contract import EngineLike, GroupLike, ModelLike, SessionLike
-from streamlstm.service.operations import RESET, RUN, STEP
+from streamlstm.service.operations import RUN, STEP, Operation
 from streamlstm.service.server.answers import Answers, QuarantinedError, all_finite, digest
 from streamlstm.service.server.bounds import Bounds
 from streamlstm.service.server.changes import (
+    OF_ONE,
     Changes,
+    OfOne,
     Ran,
-    Restored,
     Stepped,
     SteppedTogether,
-    WasReset,
 )
 from streamlstm.service.server.journal import Journal
 from streamlstm.service.server.meters import ModelMeters
@@ -76,7 +76,14 @@ class Sessions:
         self.answers = Answers(len(self.model.outputs), self.dtype)
         self.answers.grow(self.table.seats)
         self.changes = Changes(self.table, self.answers, journal)
-        self.states = States(engine, self.changes, self.meters, self.model_id, max_resident)
+        self.states = States(
+            engine,
+            self.changes,
+            self.meters,
+            self.model_id,
+            bounds=self.bounds,
+            max_resident=max_resident,
+        )
         self.roster = Roster(engine, self.changes, self.states, self.model_id)
         self._live = self.states.live
         self._x = np.zeros(self.inputs, self.dtype)  # one event and its output, and their bytes
@@ -207,36 +214,37 @@ class Sessions:
         )
         return answer
 
-    def reset(self, seat: int) -> None:
-        """Back to the initial state; takes a seq of its own."""
-        session = self.states.good_at(seat)
-        session.reset()
-        self.states.settle(seat, session)
-        self.changes.commit_change(seat, digest(RESET, b""), self._no_answer, WasReset)
+    def change(
+        self, seat: int, operation: Operation, fields: Any, read_state: Callable[[bytes], Any]
+    ) -> int:
+        """Make a change of one session that takes one number, unless it is a repeat; its number.
 
-    def restore(self, seat: int, state: Any, known_by: int) -> None:
-        """Put back a saved state; takes a seq of its own. Raises StateMismatchError."""
-        session = self.states.good_at(seat)
+        fields: the operation's. Raises SequenceError, AnswerGoneError, and what the change raises:
+        nothing was done.
+        """
+        record = OF_ONE[operation]
+        place = self.states.place(seat, read_state)
+        known_by = digest(operation, record.payload(fields, place))
+        last, seq = self.table.row_seqs[seat], fields.seq
+        if seq is not None and seq != last + 1:
+            self.answers.find(seat, seq, known_by, last)
+            return int(seq)
         try:
-            session.restore(state)
+            rest = record.do(fields, place, known_by)
         except BaseException:
-            if seat in self.states.held:
-                session.close()
+            place.give_up()
             raise
-        self.states.settle(seat, session)
-        self.changes.commit_change(
-            seat,
-            known_by,
-            self._no_answer,
-            lambda id, seq: Restored(id, seq, self.states.numbers([seat])[0].tobytes(), known_by),
+        self.states.settle(seat, place.session)
+        seq = self.changes.commit_change(
+            seat, known_by, self._no_answer, lambda id, seq: record(id, seq, *rest)
         )
+        return int(seq)
 
-    def put_back(self, seat: int, numbers: Array, known_by: int) -> None:
-        """`restore` from the journal: numbers [state_size]."""
-        table = self.table
-        self.states.good_at(seat).close()
-        session = self.engine.adopt(table.names[seat], numbers, table.row_seqs[seat] + 1)
-        self.states.settle(seat, session)
+    def redo(self, seat: int, change: OfOne) -> None:
+        """`change` from the journal."""
+        place = self.states.place(seat, bytes)
+        known_by = change.redo(place)
+        self.states.settle(seat, place.session)
         self.changes.commit_change(seat, known_by, self._no_answer, None)
 
     @property

@@ -135,7 +135,9 @@ class Shard:
         did since the last turn never was.
         """
         outcomes = self.outcomes
-        outcomes.served_s += min(max(now - outcomes.now, 0.0), SERVED_S_MAX)
+        elapsed_s = now - outcomes.now
+        if elapsed_s > 0:
+            outcomes.served_s += elapsed_s if elapsed_s < SERVED_S_MAX else SERVED_S_MAX
         outcomes.now = now
         requests = self.rounds.take()
         started_s = 0.0 if self._clock is None else self._clock()
@@ -324,5 +326,6 @@ class Shard:
         return self.tables[index]
 
     def _put(self, request: Request, number: int) -> None:
-        self._connections.keep(request.peer)
+        if not request.peer.number:
+            self._connections.keep(request.peer)
         self.rounds.put(request, number)

@@ -7,8 +7,9 @@ restore. A row of the store may be older than its session's state, never newer t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from streamlstm.errors import CapacityError, StoreDamagedError
 from streamlstm.service.contract import EngineLike, GroupLike, SessionLike
 from streamlstm.service.server import last_good
 from streamlstm.service.server.answers import QuarantinedError
+from streamlstm.service.server.bounds import Bounds
 from streamlstm.service.server.changes import Changes
 from streamlstm.service.server.meters import ModelMeters
 from streamlstm.service.server.table import QUARANTINED, RESIDENT, SPILLED, Residence
@@ -29,6 +31,35 @@ SPILL_SHARE: Final = 16
 """Of the resident sessions one in so many is spilled when room is needed, so that it is rare."""
 
 
+class Place:
+    """One seat's session while it changes; of one in quarantine a copy of its last good state."""
+
+    def __init__(self, states: States, seat: int, read_state: Callable[[bytes], Any]) -> None:
+        self._states = states
+        self._seat = seat
+        self.bounds = states.bounds
+        self.read_state = read_state
+
+    @cached_property
+    def session(self) -> SessionLike[Any]:
+        return self._states.good_at(self._seat)
+
+    def numbers(self) -> Array:
+        return last_good.state_of(self._states.engine, self.session)
+
+    def put(self, state: bytes) -> None:
+        table, states = self._states.table, self._states
+        self.session.close()
+        numbers = np.frombuffer(state, states.dtype)
+        seq = table.row_seqs[self._seat] + 1
+        self.session = states.engine.adopt(table.names[self._seat], numbers, seq)
+
+    def give_up(self) -> None:
+        """Nothing was changed."""
+        if self._seat in self._states.held and "session" in self.__dict__:
+            self.session.close()
+
+
 class States:
     """The states of one model's sessions, by seat."""
 
@@ -38,9 +69,12 @@ class States:
         books: Changes,
         meters: ModelMeters,
         model_id: int,
+        *,
+        bounds: Bounds,
         max_resident: int | None,
     ) -> None:
         self.engine = engine
+        self.bounds = bounds
         self.table, self.answers, self.journal = books.table, books.answers, books.journal
         self.meters = meters
         self.model_id = model_id
@@ -89,6 +123,10 @@ class States:
     def at(self, seat: int) -> SessionLike[Any]:
         """The engine's session, brought back if need be. Raises SessionQuarantinedError."""
         return self.live[seat] or self._bring_back(seat, ())
+
+    def place(self, seat: int, read_state: Callable[[bytes], Any]) -> Place:
+        """For a change of one session; `settle` or `give_up` it after."""
+        return Place(self, seat, read_state)
 
     def good_at(self, seat: int) -> SessionLike[Any]:
         """`at`; for one in quarantine a session with its last good state, not settled yet."""
