@@ -54,7 +54,7 @@ from streamlstm.errors import (
     StateMismatchError,
     StreamLSTMError,
 )
-from streamlstm.events import acceptable, as_events
+from streamlstm.events import as_events, unacceptable
 from streamlstm.feature import Feature
 from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
 from streamlstm.log import log
@@ -272,9 +272,10 @@ class Engine(EngineCore):
         names, head = [f.name for f in self.model.inputs], self.model.head
         return as_events(x, names, ndim, self.dtype, None if head is None else head.time)
 
-    def acceptable(self, x: Array) -> Array:
-        """Which numbers of x [..., inputs] can be taken."""
-        return acceptable(x, self.largest_event, self.model.head, self.model.vocabulary)
+    def unacceptable(self, x: Array) -> InputError:
+        """Why x [..., inputs] can't be taken."""
+        model = self.model
+        return unacceptable(x, self.largest_event, model.head, model.vocabulary)
 
     def check_ahead(self, steps: Any) -> int:
         """The number of steps to forecast. Raises EngineError, InputError."""

@@ -91,10 +91,26 @@ def acceptable(X: Array, largest: ArrayLike, head: Head | None, vocabulary: int 
     return good
 
 
-def unacceptable(index: int, vocabulary: int = 0) -> NonFiniteError:
-    """Of the event at `index`."""
-    wrong = "no whole number" if vocabulary else "NaN, infinity"
-    return NonFiniteError(f"event {index} holds {wrong} or a number that is too large")
+def unacceptable(
+    X: Array, largest: ArrayLike, head: Head | None, vocabulary: int = 0
+) -> NonFiniteError:
+    """What to say of the first number that `acceptable` refuses; there must be one."""
+    where = np.argwhere(~acceptable(X, largest, head, vocabulary))[0].tolist()
+    number = f"input{where} is {X[tuple(where)]}"
+    if vocabulary:
+        return NonFiniteError(
+            f"{number}; this model's embedding takes whole numbers from 0 to {vocabulary - 1}"
+        )
+    if head is None:
+        remedy = "repair it or leave it out"
+    elif head.time is not None and where[-1] == 0:
+        remedy = "time is in seconds since 1970"
+    else:
+        remedy = "give NaN for a missing value"
+    most = np.broadcast_to(largest, X.shape)[tuple(where)]
+    return NonFiniteError(
+        f"{number}; an event must be finite, and within {most:.1e} for this model: {remedy}"
+    )
 
 
 def columns_of(frame: Any) -> dict[str | None, Any] | None:

@@ -14,8 +14,6 @@ cdef class Checks:
     cdef bint fits(self, object x, int ndim) noexcept
     cdef bint all_fine(self, cnp.ndarray x) noexcept
     cdef bint all_within(self, const void* x, Py_ssize_t n) noexcept nogil
-    cdef int refuse(self, cnp.ndarray x, good) except -1
-    cdef str remedy(self, Py_ssize_t column)
     cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept
     cdef int refuse_inexact(self, object a, str name, tuple shape, bint written) except -1
     cdef int check_apart(self, cnp.ndarray x, cnp.ndarray out) except -1

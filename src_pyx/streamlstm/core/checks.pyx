@@ -7,7 +7,7 @@ from cython cimport floating
 
 import numpy as np
 
-from streamlstm.errors import DtypeError, InputError, NonFiniteError, ShapeError
+from streamlstm.errors import DtypeError, InputError, ShapeError
 
 cnp.import_array()
 
@@ -98,25 +98,6 @@ cdef class Checks:
             return fine and (not self.vocabulary or all_whole(<const float*> x, n))
         fine = all_within(<const double*> x, n, <const double*> self.largest, self.width)
         return fine and (not self.vocabulary or all_whole(<const double*> x, n))
-
-    cdef int refuse(self, cnp.ndarray x, good) except -1:
-        """Raise what all_fine found wrong. good: which numbers of x can be taken."""
-        where = [int(k[0]) for k in np.nonzero(~good)]
-        if self.vocabulary:
-            raise NonFiniteError(
-                f"input{where} is {x[tuple(where)]}; this model's embedding takes whole "
-                f"numbers from 0 to {self.vocabulary - 1}")
-        raise NonFiniteError(
-            f"input{where} is {x[tuple(where)]}; an event must be finite, and within "
-            f"{self.largest_event[where[len(where) - 1]]:.1e} for this model: "
-            f"{self.remedy(where[len(where) - 1])}")
-
-    cdef str remedy(self, Py_ssize_t column):
-        if self.timed < 0:
-            return "repair it or leave it out"
-        if column < self.timed:
-            return "time is in seconds since 1970"
-        return "give NaN for a missing value"
 
     cdef bint is_exact(self, object a, Py_ssize_t n, Py_ssize_t width, bint written) noexcept:
         """What *_into calls ask, without allocating: shape [n, width], or [width] for n < 0."""

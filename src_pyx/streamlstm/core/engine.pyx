@@ -97,7 +97,7 @@ cdef class EngineCore:
 
     cdef int check_finite(self, cnp.ndarray x) except -1:
         if not self.checks.all_fine(x):
-            self.checks.refuse(x, self.acceptable(x))
+            raise self.unacceptable(x)
         return 0
 
     def _ensure_usable(self):

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from streamlstm.errors import (
     InputError,
-    NonFiniteError,
     RepeatedSessionError,
     SequenceError,
     SessionClosedError,
@@ -28,7 +27,7 @@ from streamlstm.errors import (
     SessionUnknownError,
     StreamLSTMError,
 )
-from streamlstm.events import acceptable, as_events, rows_of
+from streamlstm.events import acceptable, as_events, rows_of, unacceptable
 from streamlstm.head import Head, refusal
 
 Array = npt.NDArray[Any]
@@ -125,13 +124,8 @@ class RemoteModel:
     def check(self, X: Array) -> None:
         """Raise NonFiniteError as the engine would. X [rows, inputs]."""
         largest = np.finfo(self.dtype).max if self.largest is None else np.array(self.largest)
-        good = acceptable(X, largest, self.head)
-        if not good.all():
-            row, column = np.unravel_index(int(np.argmin(good)), good.shape)
-            raise NonFiniteError(
-                f"event {row} holds {X[row, column]:g} as {self.inputs[int(column)][0]}: NaN, "
-                "infinite or too large; nothing was stepped"
-            )
+        if not acceptable(X, largest, self.head).all():
+            raise unacceptable(X, largest, self.head)
         if self.head is None or self.head.missing != "reject":
             return
         lacking = np.isnan(X).any(axis=1)

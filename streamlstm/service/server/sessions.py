@@ -60,6 +60,8 @@ class Sessions:
         self.parameters = self.model.parameters
         self.bounds = Bounds(self.model)
         head = self.model.head
+        largest = engine.largest_event
+        self._largest: Any = np.finfo(self.dtype).max if largest is None else largest
         self._refuses = head is not None and "reject" in (head.missing, head.late)
         self.journal = journal
         self.model_id = 0 if journal is None else journal.register(self.model, engine.arithmetic)
@@ -174,15 +176,12 @@ class Sessions:
 
     def _check_events(self, X: Array) -> None:
         """As the engine does: all of X [n, inputs] is good, or nothing is stepped."""
-        good = self._acceptable(X)
-        if not good.all():
-            raise unacceptable(int(np.argmin(good)), self.model.vocabulary)
+        if not self._acceptable(X).all():
+            raise unacceptable(X, self._largest, self.model.head, self.model.vocabulary)
 
     def _acceptable(self, X: Array) -> Array:
         """Which events of X [n, inputs] the engine takes, whatever the session: bool [n]."""
-        told = self.engine.largest_event
-        largest = np.finfo(self.dtype).max if told is None else told
-        good = acceptable(X, largest, self.model.head, self.model.vocabulary)
+        good = acceptable(X, self._largest, self.model.head, self.model.vocabulary)
         return np.asarray(good.all(axis=1))
 
     def refused(self, seats: Array, X: Array) -> list[int]:
