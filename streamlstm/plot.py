@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +17,12 @@ from streamlstm.head import ALERT
 Array = NDArray[Any]
 
 SERIES_MOST: Final = 8
+CLOSE_UP: Final = 240  # rows at the end of a series that are shown again, where it is long
+LONG: Final = 4 * CLOSE_UP
 GAP: Final = 3.0  # usual distances between rows from which on a line breaks
 POINTS_MOST: Final = 20_000  # of a line that is drawn as one; a longer one becomes a bitmap
 DPI: Final = 150  # of such
-INK, MUTED, RULE = "#1f2937", "#6b7280", "#e5e7eb"
+INK, MUTED, FAINT, RULE = "#1f2937", "#6b7280", "#cbd5e1", "#e5e7eb"
 READING, FORECAST, ALERTED = "#2563eb", "#ea580c", "#dc2626"
 _METADATA: Any = {
     "svg": {"Date": None, "Creator": "streamlstm"},
@@ -58,8 +60,8 @@ class Track:
 
     at [T]: seconds since 1970 where `timed`, else line numbers. step: the model's, as in `at`.
     value [T]: readings, NaN where missing. expected [T, 3]: low, median and high of what was
-    forecast for them. score [T], alert [T]. trained: so many of them at the start trained the
-    model. ahead [steps, 3]: the forecast of the steps to come.
+    forecast for them. score [T], alert [T]. warming [T]: where nothing can alert yet. trained: so
+    many of them at the start trained the model. ahead [steps, 3]: forecasts of the steps to come.
     """
 
     name: str
@@ -71,22 +73,37 @@ class Track:
     expected: Array
     score: Array
     alert: Array
+    warming: Array
     trained: int
     ahead: Array
 
+    def last(self, rows: int) -> Track:
+        """Its last rows, so many, under a name that says so."""
+        names = ("at", "value", "expected", "score", "alert", "warming")
+        columns = {name: getattr(self, name)[-rows:] for name in names}
+        trained = max(0, self.trained - len(self.at) + rows)
+        return replace(self, name=f"its last {rows} rows", trained=trained, **columns)
+
 
 def detection(tracks: Sequence[Track], path: str | Path) -> None:
-    """Series with forecast bands and alerts, scores below; SERIES_MOST at most. Raises OSError."""
+    """Series with forecast bands and alerts, scores below, a close-up of the end of long ones.
+
+    SERIES_MOST at most. Raises OSError.
+    """
     shown = tracks[:SERIES_MOST]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 4.2 * len(shown) + 0.6), layout="constrained")
-        places = figure.subplots(
-            2 * len(shown), 1, squeeze=False, height_ratios=[3, 1] * len(shown)
-        )[:, 0]
-        for track, above, below in zip(shown, places[::2], places[1::2], strict=True):
-            below.sharex(above)
-            _draw_track(track, above, below)
-        figure.legend(*places[0].get_legend_handles_labels(), loc="outside upper right", ncols=6)
+        grid = figure.add_gridspec(len(shown), 1)
+        for k, track in enumerate(shown):
+            if len(track.at) <= LONG:
+                _draw_track(track, grid[k])
+                continue
+            parts = grid[k].subgridspec(1, 2, width_ratios=[2, 1])
+            _draw_track(track, parts[0])
+            _draw_track(track.last(CLOSE_UP), parts[1])
+        legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+        lines = {name: line for drawn in legends for line, name in zip(*drawn, strict=True)}
+        figure.legend(lines.values(), lines.keys(), loc="outside upper right", ncols=len(lines))
         if len(tracks) > len(shown):
             figure.suptitle(f"the first {len(shown)} of {len(tracks):,} series", x=0.01, ha="left")
         save(figure, path)
@@ -121,7 +138,7 @@ def readings(axes: Any, at: Array, value: Array, said: Array, label: str = "expe
 
 def alerts(axes: Any, at: Array, value: Array) -> None:
     """Points that stand out."""
-    axes.plot(at, value, "o", color=ALERTED, ms=3.6, label="alert")
+    axes.plot(at, value, "o", color=ALERTED, ms=3.6, label="alert", zorder=4)
 
 
 def broken(at: Array, *columns: Array) -> tuple[Array, ...]:
@@ -137,11 +154,13 @@ def time(seconds: Any) -> Any:
     return (1000 * np.asarray(seconds)).round().astype("datetime64[ms]")
 
 
-def _draw_track(track: Track, above: Any, below: Any) -> None:
+def _draw_track(track: Track, place: Any) -> None:
+    above, below = place.subgridspec(2, 1, height_ratios=[3, 1]).subplots(sharex=True)
     x = time if track.timed else np.asarray
     in_order = np.argsort(track.at, kind="stable")
-    columns = (track.at, track.value, track.expected, track.score)
-    at, value, said, score = broken(*(column[in_order] for column in columns))
+    warming = np.where(track.warming, track.score, np.nan)
+    columns = (track.at, track.value, track.expected, track.score, warming)
+    at, value, said, score, warming = broken(*(column[in_order] for column in columns))
     readings(above, x(at), value, said)
     alerts(above, x(track.at[track.alert]), track.value[track.alert])
     if len(track.ahead) > 1:
@@ -157,9 +176,11 @@ def _draw_track(track: Track, above: Any, below: Any) -> None:
             )
     above.set_title(track.name)
     above.set_ylabel(track.unit)
-    above.tick_params(labelbottom=False)
     bitmap = {"rasterized": True} if len(at) > POINTS_MOST else {}
     below.plot(x(at), score, color=INK, lw=1, **bitmap)
+    if track.warming.any():
+        below.plot(x(at), warming, color=FAINT, lw=1.4, label="warming up: can't alert", **bitmap)
     below.plot(x(track.at[track.alert]), track.score[track.alert], "o", color=ALERTED, ms=3.6)
     below.axhline(ALERT, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    below.margins(x=0.01)
     below.set(ylim=(0, 1.05), ylabel="score", xlabel="UTC" if track.timed else "line")

@@ -13,6 +13,7 @@ import pytest
 import streamlstm as sl
 from streamlstm import cli
 from streamlstm.demo.feeds import HORIZONS_H, SENSORS, WATER_FLOW, read
+from streamlstm.demo.main import PLOT, place
 from streamlstm.demo.scores import alert_score
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,24 @@ def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
 def test_a_picture_of_another_kind_is_refused_before_any_work(capsys):
     assert cli.main(["demo", "--plot", "demo.jpg"]) == 2
     assert "--plot draws .svg, .png, .pdf; got demo.jpg" in capsys.readouterr().err
+
+
+def test_a_picture_of_somebody_else_is_not_written_over(tmp_path, capsys):
+    theirs = tmp_path / "theirs.svg"
+    theirs.write_text("theirs")
+    assert cli.main(["demo", "--plot", str(theirs)]) == 1
+    assert "or over it with --force" in capsys.readouterr().err
+    assert cli.main(["demo", "--plot", str(theirs / "none.svg")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert theirs.read_text() == "theirs"
+
+
+def test_the_picture_goes_to_a_new_folder_where_this_one_cant_be_written(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert place() == PLOT
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert Path(place()).parent.parent == tmp_path
+    assert place() != place()  # nobody's file is written over
 
 
 @pytest.mark.parametrize("folder", ["elsewhere", "source"])

@@ -419,11 +419,22 @@ def test_the_plot_shows_readings_band_score_and_alerts(run):
     assert fact(shown, "plot") == "flow.svg"
     drawn = Path("flow.svg").read_text()
     assert drawn.rstrip().endswith("</svg>")
-    for words in ("reading", "range of the forecast", "expected", "alert", "score", "to come"):
+    lines = ("reading", "range of the forecast", "expected", "alert", "to come", "score")
+    for words in (*lines, "warming up: can't alert"):
         assert f"<!-- {words} -->" in drawn
     again = Path("flow.svg").read_bytes()
     run("flow.csv", "--model", "flow.safetensors", "--plot", "flow.svg")
     assert Path("flow.svg").read_bytes() == again
+
+
+def test_the_end_of_a_long_series_is_drawn_again_from_near(run, monkeypatch):
+    plot = pytest.importorskip("streamlstm.plot", exc_type=ImportError)
+    for long, pictures in ((1000, 1), (100, 2)):
+        monkeypatch.setattr(plot, "LONG", long)
+        run("flow.csv", "--model", "flow.safetensors", "--plot", "flow.svg")
+        drawn = Path("flow.svg").read_text()
+        assert drawn.count("<!-- score -->") == pictures
+        assert (f"its last {plot.CLOSE_UP} rows" in drawn) == (pictures == 2)
 
 
 @pytest.mark.parametrize("head", [Head(FLOW), replace(HEAD, late="step"), HEAD])
@@ -447,6 +458,7 @@ def test_the_plot_of_many_series_shows_the_first_ones(run):
     assert f"the first {plot.SERIES_MOST} of 10 series" in drawn
     assert "pump-7 -->" in drawn
     assert "pump-8 -->" not in drawn
+    assert "its last" not in drawn  # they are short
 
 
 def test_lines_break_in_long_gaps_only():

@@ -21,27 +21,11 @@ from numpy.typing import NDArray
 
 import machine
 from peers.table import OURS, Row, names
+from streamlstm import plot
 
-INK, FAINT = "#1f2933", "#e4e7eb"
 OUR_COLOR = "#d64545"
 COLORS = ("#186faf", "#47a3f3", "#207227", "#57ae5b", "#8a5a00", "#cb9420", "#7b8794")
 MARKERS = "sDv^<>X"
-
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.hashsalt": "streamlstm",  # the same picture gives the same file
-}
 
 
 def style_of(peers: list[str]) -> dict[str, dict[str, Any]]:
@@ -73,7 +57,7 @@ def one_stream(ax: Axes, rows: list[Row], looks: dict[str, dict[str, Any]]) -> N
     ax.set_xticks([*line, *apart], [row["size"] for row in single + stacked], size="small")
     ax.set_xlabel("inputs, units, layers")
     ax.set_ylabel("us per step")
-    ax.set_title("One stream: time of a step (lower is better)", loc="left", weight="bold")
+    ax.set_title("One stream: time of a step (lower is better)")
 
 
 def batched(ax: Axes, rows: list[Row], looks: dict[str, dict[str, Any]]) -> None:
@@ -84,7 +68,7 @@ def batched(ax: Axes, rows: list[Row], looks: dict[str, dict[str, Any]]) -> None
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:,g}"))
     ax.set_xlabel("batch")
-    ax.set_title(rows[0]["size"], loc="left")
+    ax.set_title(rows[0]["size"])
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -97,7 +81,7 @@ def draw(results: dict[str, Any]) -> Figure:
     figure = plt.figure(figsize=(9.5, 8.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     one_stream(above.subplots(), single, looks)
-    above.legend(loc="outside right center", frameon=False)
+    above.legend(loc="outside right center")
     for ax, size in zip(below.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         batched(ax, [row for row in many if row["size"] == size], looks)
     below.axes[0].set_ylabel("thousand stream-steps/s")
@@ -114,7 +98,5 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="its ending says the format: .svg, .png")
     args = parser.parse_args()
     mpl.use("agg")
-    with mpl.rc_context(STYLE):
-        figure = draw(json.loads(args.results.read_text()))
-        metadata = {"Date": None} if args.picture.suffix == ".svg" else None
-        figure.savefig(args.picture, dpi=150, metadata=metadata)
+    with mpl.rc_context(plot.STYLE):
+        plot.save(draw(json.loads(args.results.read_text())), args.picture)

@@ -327,6 +327,7 @@ def _track(watched: Watched, trained: dict[str, int]) -> Any:
         expected=np.array([row.expected for row in rows], np.float64).reshape(-1, 3),
         score=np.array([row.report.score for row in rows], np.float64),
         alert=np.array([row.report.alert for row in rows], bool),
+        warming=np.array([row.report.warming for row in rows], bool),
         trained=sum(row.line <= last for row in rows),
         ahead=np.array([band(quantiles) for quantiles in ahead.tolist()]).reshape(-1, 3),
     )

@@ -6,8 +6,6 @@ were found: data/CREDITS.md.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streamlstm import csv_events
 
 Array = NDArray[Any]
 
@@ -89,9 +89,8 @@ class Series:
 
 def read(sensor: Sensor) -> Series:
     """The series of `sensor` that comes with the package. Raises OSError."""
-    path = DATA / sensor.file
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    rows = list(csv.reader(text.decode().splitlines()))[1:]
+    with csv_events.open_csv(str(DATA / sensor.file)) as source:
+        _header, *rows = (cells for _, cells in csv_events.table(source))
     times = tuple(datetime.fromisoformat(time) for time, _ in rows)
     return Series(times, np.array([float(value) for _, value in rows]))
 

@@ -29,46 +29,44 @@ PLOT = "streamlstm-demo.svg"
 def run(args: argparse.Namespace) -> int:
     """The demo; returns the exit code: 0, 2 (can't run as asked), 129, 130 or 143 (stopped).
 
-    args.plot: where the picture goes, None for PLOT in the current folder; args.rows: rows of
-    each series at most, None for all. Raises ServiceError, OSError.
+    args.plot: where the picture goes, None for PLOT in the current folder, or in a new one where
+    that can't be written; args.rows: rows of each series at most, None for all. Raises
+    ServiceError, OSError.
     """
     try:
         with StopSignals() as stop:
-            return _run(stop, Path(args.plot or _place()), args.rows)
+            return _run(stop, args)
     except StoppedError as stopped:
         print(f"streamlstm: {stopped}", file=sys.stderr)
         return stopped.exit_code
 
 
-def _place() -> Path:
-    """The current folder, or where it can't be written that for temporary files."""
-    return Path(PLOT if os.access(".", os.W_OK) else Path(tempfile.gettempdir()) / PLOT)
+def place() -> str:
+    """PLOT in the current folder, or where that can't be written in a new one."""
+    return PLOT if os.access(".", os.W_OK) else str(Path(tempfile.mkdtemp(), PLOT))
 
 
-def _run(stop: StopSignals, svg: Path, rows: int | None) -> int:
+def _run(stop: StopSignals, args: argparse.Namespace) -> int:
     try:
         from rich.console import Console  # noqa: PLC0415  (an extra)
 
         from streamlstm.demo import plot, show  # noqa: PLC0415
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        return _refuse(
-            f"the demo needs {missing}, which is not installed: pip install 'streamlstm[demo]'"
+        print(
+            f"streamlstm: the demo needs {missing}, which is not installed: "
+            "pip install 'streamlstm[demo]'",
+            file=sys.stderr,
         )
-    if not svg.absolute().parent.is_dir():
-        return _refuse(f"can't write the plot to {svg}: its folder does not exist")
+        return 2
     console = Console(highlight=False)
-    streams, took_s = _stream(console, stop, rows)
+    streams, took_s = _stream(console, stop, args.rows)
     show.summary(console, streams, took_s)
-    plot.draw(streams, svg)
+    path = args.plot or place()
+    plot.draw(streams, Path(path))
     stop.check()
-    print(f"\nThe plot of all this: {svg}")
+    print(f"\nThe plot of all this: {path}")
     return 0
-
-
-def _refuse(why: str) -> int:
-    print(f"streamlstm: {why}", file=sys.stderr)
-    return 2
 
 
 def _stream(
