@@ -120,6 +120,16 @@ def test_scores_are_added_to_those_that_are_there(lines, capsys):
     assert Path("scores.csv").read_text() == "my,notes\n"
 
 
+def test_sessions_that_begin_add_nothing_to_the_scores_of_others(lines, capsys):
+    Path("theirs.csv").write_text("\n".join(lines) + "\n")
+    assert cli.main(["detect", "theirs.csv", *MODEL]) == 0
+    theirs = Path("scores.csv").read_text()
+    Path("flow.csv").write_text("\n".join(lines) + "\n")
+    assert cli.main(["detect", "flow.csv", *MODEL, "--state", "state"]) == 1
+    assert "scores.csv is there, and is not what this command wrote" in capsys.readouterr().err
+    assert Path("scores.csv").read_text() == theirs
+
+
 def test_two_can_not_keep_their_sessions_in_one_directory(lines, capsys):
     with live("-o", "-", "--state", "state") as process:
         process.stdout.readline()

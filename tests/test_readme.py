@@ -62,7 +62,7 @@ def test_the_forecast(capsys):
     exec(FORECAST.replace("traffic.csv.gz", str(WATER.with_name("traffic.csv.gz"))), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 24
-    assert re.fullmatch(r"-?\d+ vehicles, most likely -?\d+ to -?\d+", lines[0])
+    assert re.fullmatch(r"-?\d+ vehicles, four times of five -?\d+ to -?\d+", lines[0])
 
 
 def test_the_examples_one_after_the_other(folder, capsys):

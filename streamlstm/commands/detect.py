@@ -78,7 +78,7 @@ def add(commands: Any) -> None:
         "--state",
         metavar="DIR",
         help="with --model: keep what the sessions remember in this directory, and go on from it: "
-        "rows that were seen before are left out, and scores are added to FILE",
+        "rows that were seen before are left out, and new scores are added to FILE",
     )
     detect.add_argument(
         "--force", action="store_true", help="write over files that something else made"
@@ -135,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     files = [Path(file).resolve() for file in files if file not in (None, "-")]
     if len(set(files)) < len(files):
         return wrong_usage("detect: two of its files are the same; write each to its own")
+    # Scores of sessions that begin now are not added to those of others.
+    args.goes_on = args.state is not None and any(Path(args.state).glob("*"))
     return _run(args)
 
 
@@ -146,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
     out, by = args.out, made_by("detect", args.csv)
     for path in (out, args.plot, args.save_model):
         if path not in (None, "-"):
-            check_writable(path, by, args.force or (path == out and args.state is not None))
+            check_writable(path, by, args.force or (path == out and args.goes_on))
     plot = None if args.plot is None else _plot()
     trained = _Trained()
     model = model_file.load(args.model) if args.model is not None else _train(args, trained)

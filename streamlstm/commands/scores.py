@@ -27,7 +27,7 @@ def scores_file(out: str, args: argparse.Namespace, head: Head) -> Iterator[Call
     with ExitStack() as stack:
         file = sys.stdout
         if out != "-":
-            added = args.state is not None and Path(out).exists()
+            added = args.goes_on and Path(out).exists()
             if added:
                 _refuse_other_scores(out, args, columns)
             file = stack.enter_context(
