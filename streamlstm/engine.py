@@ -140,6 +140,10 @@ class Engine(EngineCore):
         if not isinstance(name, str) or not name:
             raise SessionError(f"a session's name is a non-empty string; got {name!r}")
         name = str(name)  # not a subclass, such as numpy.str_
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # half a surrogate pair
+            raise SessionError(f"{name!r} is no Unicode text, which a session's name is") from None
         self._ensure_usable()
         with self._registry:
             if name in self._sessions:
@@ -209,7 +213,8 @@ class Engine(EngineCore):
         """Keep all open sessions, with their states and seqs, in a directory: all or, where this
         fails, none. Engine(model, state=directory) and `streamlstm serve --state` go on from it.
 
-        What it held of this model before is replaced. Raises StoreError, EngineClosedError.
+        What it held of this model before is replaced, but for quarantined sessions. Each state is
+        as it was between two events. Raises StoreError, EngineClosedError.
         """
         from streamlstm import saved_sessions  # noqa: PLC0415  (brings in SQLite)
 
@@ -332,15 +337,21 @@ class Session(SessionCore):
 
         h, c: instead of a State, what another runtime kept, as State.of takes them; with `seq`, the
         number of the last event that went into them, the next one is seq + 1.
-        Raises StateMismatchError, ShapeError, NonFiniteError, SessionClosedError.
+        Raises StateMismatchError, ShapeError, DtypeError, NonFiniteError, SessionClosedError.
         """
         model = self.engine.model
         if h is not None and state is None:
-            state = State.of(model, h=h, c=c, seq=seq or 0)
-        elif not isinstance(state, State) or not h is c is seq is None:
+            state = State.of(model, h=h, c=c, seq=0 if seq is None else seq)
+        elif not isinstance(state, State):
             raise StateMismatchError(
-                "restore takes a State, or h= (and c=, seq=) instead of one; got "
-                f"{type(state).__name__}; bytes are read by State.from_bytes"
+                "restore takes a State, or h= and, of LSTM layers, c=; got "
+                f"{'no h' if state is None else type(state).__name__}; bytes are read by "
+                "State.from_bytes"
+            )
+        elif not h is c is seq is None:
+            raise StateMismatchError(
+                "a State has its own h and c, and its seq is the session's own: leave h=, c= and "
+                "seq= out"
             )
         state.check(model)
         self._write(np.ascontiguousarray(state.numbers), -1 if seq is None else seq)

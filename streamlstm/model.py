@@ -180,6 +180,12 @@ class Model:
 
         model_file.save(self, path, proof=proof)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for layer in self.layers:  # copies of arrays, also pickled ones, forget that
+            for a in layer.tensors().values():
+                a.flags.writeable = False
+
     def __repr__(self) -> str:
         layers = ", ".join(f"{layer.kind} {layer.output_size}" for layer in self.layers)
         return f"<Model {self.name!r}: {counted(self.input_size, 'input')}, {layers}; {self.dtype}>"

@@ -16,6 +16,7 @@ import numpy as np
 from streamlstm.errors import CapacityError, StateMismatchError, StoreError
 from streamlstm.log import log
 from streamlstm.store import Reader, SessionRow, Store, open_store, read_store
+from streamlstm.store.directory import server_of
 
 if TYPE_CHECKING:
     from streamlstm.engine import Engine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def save(engine: Engine, directory: str | os.PathLike[str]) -> None:
     """Raises StoreError, EngineClosedError."""
+    engine._ensure_usable()  # before a directory is made for nothing
     with closing(open_store(Path(directory), "sync")) as store:
         refuse_journal(store)
         write(engine, store)
@@ -39,18 +41,28 @@ def load(engine: Engine, directory: str | os.PathLike[str]) -> None:
                 f"{directory} has no sessions of model {model.name} {model.fingerprint[:12]}; "
                 f"it has those of: {there}"
             )
+        if store.records and (holder := server_of(Path(directory))):
+            raise StoreError(f"{directory} is in use by process {holder}; stop that server first")
         refuse_journal(store)
         read(engine, store)
 
 
 def write(engine: Engine, store: Store) -> None:
-    """Make the store's sessions of the engine's model those that are open, and commit."""
-    model, states = engine.model, {session.name: session.state() for session in engine}
+    """Make the store's sessions of the engine's model those that are open, and commit.
+
+    Quarantined ones stay, for no engine has them. Raises StoreError, EngineClosedError.
+    """
+    engine._ensure_usable()
+    with engine._registry:  # nobody opens or closes; a closed engine has no sessions to be kept
+        engine._ensure_usable()
+        states = {session.name: session.state() for session in engine}
+    model = engine.model
     dtype = np.dtype(model.event_dtype).name
     id = store.model(model.name, model.fingerprint, dtype, model.state_size, model.state_sizes)
     store.set_arithmetic(id, engine.arithmetic)
-    known = {name: at for at, name in store.names(id)}
-    store.delete(at for name, at in known.items() if name not in states)
+    rows = [row for row in store.summaries() if row.model == id]
+    known = {row.name: row.id for row in rows}
+    store.delete(row.id for row in rows if row.name not in states and not row.quarantined)
     first = store.last_id + 1
     store.put(
         SessionRow(

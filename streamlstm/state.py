@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Final
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.errors import NonFiniteError, ShapeError, StateMismatchError
+from streamlstm.errors import DtypeError, NonFiniteError, ShapeError, StateMismatchError
 from streamlstm.layers import SATURATION, Sizes
 from streamlstm.model import Model
 
 Array = NDArray[Any]
+
+SEQ_MAX: Final = 2**62
+"""A stream that goes on from here does not come to 2**63, where its number would be none."""
 
 LAYERS_MAX: Final = 1024
 """Layers of a saved state that from_bytes takes."""
@@ -43,22 +47,24 @@ class State:
         h: of all recurrent layers, the lowest first: [layers, H] or, as PyTorch and ONNX have it,
         with an axis of 1 for the batch or the direction anywhere; or a list with an array for each
         layer. c: the same of the LSTM layers. seq: number of the last event that went into it.
-        Raises StateMismatchError, ShapeError, NonFiniteError.
+        Raises StateMismatchError, ShapeError, DtypeError, NonFiniteError.
         """
         if model.head is not None:
             raise StateMismatchError(
                 f"model {model.name!r} has a head, which remembers more than h and c: restore a "
                 "State of this model"
             )
-        if type(seq) is not int or not 0 <= seq < 2**63:
-            raise StateMismatchError(f"seq is {seq!r}; expected the number of the last event")
+        if not isinstance(seq, Integral) or not 0 <= seq <= SEQ_MAX:
+            raise StateMismatchError(
+                f"seq is {seq}; expected the number of the last event, a whole one from 0 to 2**62"
+            )
         sizes = model.state_sizes
         hs = _per_layer("h", h, [layer[0] for layer in sizes])
         cs = iter(_per_layer("c", c, [layer[1] for layer in sizes if len(layer) > 1]))
         parts = [[hs[k], *(next(cs) for _ in layer[1:])] for k, layer in enumerate(sizes)]
         with np.errstate(over="ignore"):  # what overflows is refused as infinite
             numbers = np.concatenate(sum(parts, [np.zeros(0)])).astype(model.event_dtype)
-        state = cls(model.fingerprint, seq, sizes, numbers)
+        state = cls(model.fingerprint, int(seq), sizes, numbers)
         state.check(model)
         return state
 
@@ -138,7 +144,8 @@ class State:
 
 def _per_layer(what: str, given: Any, sizes: Sequence[int]) -> list[Array]:
     """h or c as one vector a layer. Raises ShapeError."""
-    listed = isinstance(given, (list, tuple))
+    # A list of numbers is one vector, as JSON has it.
+    listed = isinstance(given, (list, tuple)) and not all(isinstance(a, Real) for a in given)
     arrays = [] if given is None else list(given) if listed else _stacked(given, len(sizes))
     found = [_without_ones(a) for a in arrays]
     if [a.shape for a in found] == [() if size == 1 else (size,) for size in sizes]:
@@ -156,6 +163,12 @@ def _stacked(given: Any, layers: int) -> list[Array]:
 def _without_ones(a: Any) -> Array:
     """Without the axes of length 1, which a batch or a direction has."""
     try:
-        return np.squeeze(np.asarray(a, np.float64))
-    except (TypeError, ValueError):
-        raise ShapeError(f"a state's numbers are arrays, got {type(a).__name__}") from None
+        # A tensor of PyTorch's comes with the graph that made it.
+        numbers = np.asarray(a.detach() if hasattr(a, "detach") else a)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"a state's {type(a).__name__} is no array: {error}") from None
+    if numbers.dtype.kind not in "iuf":
+        raise DtypeError(
+            f"a state's numbers are arrays of real ones, got {type(a).__name__} of {numbers.dtype}"
+        )
+    return np.squeeze(numbers.astype(np.float64))

@@ -71,6 +71,8 @@ def test_live_things_are_not_copied(engine, make):
 
 def test_a_model_is(engine):
     for other in (copy.deepcopy(engine.model), pickle.loads(pickle.dumps(engine.model))):
+        with pytest.raises(ValueError, match="read-only"):
+            other.layers[0].w_x[0] = 1
         assert other.fingerprint == engine.model.fingerprint
         with sl.Engine(other) as engine2:
             y = engine2.open("a").step([1, 2])

@@ -212,6 +212,7 @@ def test_names(engine, session, refused):
     refused(errors.SessionExistsError, exists, session.fork, "pump-17")
     for name in ("", None, 17, b"pump"):
         refused(errors.SessionError, "a session's name is a non-empty string", engine.open, name)
+    refused(errors.SessionError, "is no Unicode text", engine.open, "half a pair: \ud800")
     unknown = "no session 'valve' is open; open it with engine.open('valve')"
     refused(errors.SessionUnknownError, unknown, engine.__getitem__, "valve")
     assert "valve" not in engine

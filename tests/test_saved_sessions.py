@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +15,30 @@ import streamlstm as sl
 from heads import FLOW, headed
 from networks import stacked
 from streamlstm import Head
-from streamlstm.errors import CapacityError, StateMismatchError, StoreError
+from streamlstm.errors import CapacityError, EngineClosedError, StateMismatchError, StoreError
 from streamlstm.service.server.protocol import ServerProtocol
 from streamlstm.store import open_store
 
 RNG = np.random.default_rng(7)
 MODEL = stacked(3, 8, outputs=1)
+
+
+@contextmanager
+def meanwhile(act):
+    """Another thread does it, again and again."""
+    done = threading.Event()
+
+    def again() -> None:
+        while not done.is_set():
+            act()
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def stepped(engine, names):
@@ -94,25 +114,68 @@ def test_a_state_and_its_seq_are_of_one_moment(tmp_path):
     model = stacked(1, 4)
     with sl.Engine(model) as engine:
         session = engine.open("a")
-        done = threading.Event()
-
-        def step() -> None:
-            while not done.is_set():
-                session.step([1.0])
-
-        thread = threading.Thread(target=step)
-        thread.start()
-        try:
+        with meanwhile(lambda: session.step([1.0])):
             for k in range(5):
                 engine.save(tmp_path / str(k))
-        finally:
-            done.set()
-            thread.join()
     for k in range(5):
         with sl.Engine(model, state=tmp_path / str(k)) as engine, sl.Engine(model) as other:
             twin = other.open("a")
             twin.run(np.ones((engine["a"].seq, 1)))
             assert twin.state().numbers.tobytes() == engine["a"].state().numbers.tobytes()
+
+
+def test_saving_a_closed_engine_loses_nothing(tmp_path):
+    engine = sl.Engine(MODEL)
+    stepped(engine, ["a", "b"])
+    engine.save(tmp_path / "kept")
+    engine.close()
+    for directory in (tmp_path / "kept", tmp_path / "new"):
+        with pytest.raises(EngineClosedError):
+            engine.save(directory)
+    assert not (tmp_path / "new").exists()
+    with sl.Engine(MODEL, state=tmp_path / "kept") as engine:
+        assert engine.names == ["a", "b"]
+
+
+def test_saving_while_others_open_and_close(tmp_path):
+    with sl.Engine(MODEL) as engine:
+        names = [str(k) for k in range(300)]
+        stepped(engine, names)
+
+        def come_and_go() -> None:
+            for name in names[:100]:
+                engine[name].close()
+                engine.open(name).take_over()
+
+        with meanwhile(come_and_go):
+            for k in range(5):
+                engine.save(tmp_path / str(k))
+    for k in range(5):
+        with sl.Engine(MODEL, state=tmp_path / str(k)) as engine:
+            assert len(engine) >= 299  # one may be closed at that moment
+            assert [engine[name].seq for name in names[100:]] == list(range(100, 300))
+
+
+def test_a_quarantined_session_stays_where_it_is(tmp_path, caplog):
+    with sl.Engine(MODEL) as engine:
+        stepped(engine, ["a", "b"])
+        engine.save(tmp_path)
+    with closing(open_store(tmp_path, "async")) as store:
+        row = store.find(1, "b")
+        store.put([replace(row, quarantined=True)])
+        store.commit()
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert engine.names == ["a"]
+        assert "session 'b' of" in caplog.text
+        engine["a"].close()
+        engine.save(tmp_path)
+    with closing(open_store(tmp_path, "async")) as store:
+        assert (store.find(1, "a"), store.find(1, "b")) == (None, replace(row, quarantined=True))
+    with sl.Engine(MODEL) as engine:  # until another one has its name
+        engine.open("b")
+        engine.save(tmp_path)
+    with sl.Engine(MODEL, state=tmp_path) as engine:
+        assert engine["b"].seq == 0
 
 
 def test_refusals(tmp_path):
@@ -136,6 +199,8 @@ def test_refusals(tmp_path):
         with closing(open_store(tmp_path / "kept", "async")) as store:
             store.append(b"what a killed server leaves")
             store.commit()
+            with pytest.raises(StoreError, match=f"in use by process {os.getpid()}; stop that"):
+                sl.Engine(MODEL, state=tmp_path / "kept")
         for act in (engine.save, lambda kept: sl.Engine(MODEL, state=kept)):
             with pytest.raises(StoreError, match="1 records to be replayed: start it once"):
                 act(tmp_path / "kept")

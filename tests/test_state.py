@@ -9,7 +9,7 @@ import streamlstm as sl
 from heads import FLOW, headed
 from networks import dense, gru, lstm, stacked
 from streamlstm import Head
-from streamlstm.errors import NonFiniteError, ShapeError, StateMismatchError
+from streamlstm.errors import DtypeError, NonFiniteError, ShapeError, StateMismatchError
 
 RNG = np.random.default_rng(5)
 
@@ -77,15 +77,38 @@ def test_layers_of_different_kinds_and_sizes():
         (np.zeros((2, 3, 8)), np.zeros((2, 3, 8)), r"got shape \(2, 3, 8\)"),
         (np.zeros((8, 2)), np.zeros((8, 2)), r"got shape \(8, 2\)"),
         (np.zeros(16), np.zeros(16), r"got shape \(16,\)"),
-        ("state", np.zeros((2, 8)), "numbers are arrays, got str"),
+        ([[0.0] * 8, [None] * 8], np.zeros((2, 8)), "arrays of real ones, got list of object"),
+        (np.zeros((2, 8), complex), np.zeros((2, 8)), "got ndarray of complex128"),
+        ("state", np.zeros((2, 8)), "arrays of real ones, got str of <U5"),
+        ([[[0.0], [0.0, 1.0]]], np.zeros((2, 8)), "a state's list is no array"),
     ],
 )
 def test_what_does_not_fit_changes_nothing(engine, h, c, sentence):
     session, *_ = moved(engine)
     before = session.state()
-    with pytest.raises(ShapeError, match=sentence):
+    with pytest.raises((ShapeError, DtypeError), match=sentence):
         session.restore(h=h, c=c)
     assert (session.seq, session.state().numbers.tobytes()) == (5, before.numbers.tobytes())
+
+
+def test_what_others_keep_them_in(engine):
+    session, h, c = moved(engine)
+
+    class Tensor(np.ndarray):  # PyTorch's: no array as long as it has its graph
+        def detach(self):
+            return np.asarray(self)
+
+    kept = session.state().numbers.tobytes()
+    for as_kept in (np.ndarray.tolist, lambda a: [*a], lambda a: a[:, None].view(Tensor)):
+        session.reset()
+        session.restore(h=as_kept(h), c=as_kept(c), seq=np.int64(41))
+        assert (session.seq, session.state().numbers.tobytes()) == (41, kept)
+    with sl.Engine(stacked(1, 4)) as other:
+        one = other.open("a")
+        one.restore(h=[0.1, 0.2, 0.3, 0.4], c=(1, 2, 3, 4), seq=2**62)
+        np.testing.assert_array_equal(one.state().c(0), [1, 2, 3, 4])
+        one.step([1.0])
+        assert one.seq == 2**62 + 1
 
 
 def test_other_refusals(engine):
@@ -93,11 +116,15 @@ def test_other_refusals(engine):
     for wrong in (np.nan, np.inf, 1e16):
         with pytest.raises(NonFiniteError):
             session.restore(h=np.where(h == h[0, 0], wrong, h), c=c)
-    for arguments in ({}, {"c": c}, {"state": session.state(), "h": h}, {"seq": 3}):
-        with pytest.raises(StateMismatchError, match="takes a State, or h="):
+    for arguments in ({}, {"c": c}, {"seq": 3}):
+        with pytest.raises(StateMismatchError, match=r"takes a State, or h= .*; got no h"):
             session.restore(**arguments)
-    with pytest.raises(StateMismatchError, match="seq is -1"):
-        session.restore(h=h, c=c, seq=-1)
+    for arguments in ({"h": h}, {"seq": 3}):
+        with pytest.raises(StateMismatchError, match="leave h=, c= and seq= out"):
+            session.restore(session.state(), **arguments)
+    for seq in (-1, 2**62 + 1, 1.0, "1"):
+        with pytest.raises(StateMismatchError, match=f"seq is {seq}; expected the number"):
+            session.restore(h=h, c=c, seq=seq)
     with (
         sl.Engine(headed(Head(FLOW))) as headed_engine,
         pytest.raises(StateMismatchError, match="remembers more than h and c"),

@@ -461,3 +461,36 @@ def test_a_log_that_vanished_after_a_crash_is_noticed(tmp_path, way):
     open_store(directory, "async").close()
     assert not (directory / "running").exists()
     open_store(directory, "async").close()  # after a clean end nothing is missed
+
+
+KILLED_AT = {
+    "once it is open": "",
+    "before it is begun": "Store.begin_log = lambda store: os._exit(0)\n",
+    "in its close": "close = Reader.close\n"
+    "Reader.close = lambda store: (close(store), os._exit(0))\n",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_whoever_commits_nothing_and_is_killed_leaves_nothing_to_be_missed(tmp_path, moment):
+    directory = tmp_path / "state"
+    crash = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from streamlstm.store import Reader, Store, open_store\n"
+        f"{KILLED_AT[moment]}"
+        "store = open_store(Path(sys.argv[1]), 'async')\n"
+        f"{'store.close()' if moment == 'in its close' else ''}\nos._exit(0)\n"
+    )
+    for _ in range(2):  # and again, in the directory that a killed one left
+        subprocess.run([sys.executable, "-c", crash, str(directory)], check=True, cwd=tmp_path)
+    with closing(open_store(directory, "async")) as store:
+        assert (directory / "sessions.db-wal").stat().st_size
+        assert store.records == 0
+
+
+def test_a_lock_file_of_another_program_is_left_alone(tmp_path):
+    (tmp_path / "lock").write_text("precious")
+    with pytest.raises(StoreError, match="lock is a file of another program: give a directory"):
+        open_store(tmp_path, "async")
+    assert [p.name for p in tmp_path.iterdir()] == ["lock"]
+    assert (tmp_path / "lock").read_text() == "precious"

@@ -178,6 +178,12 @@ class Store(Reader):
             except sqlite3.Error as error:
                 self._fail(error)
 
+    def begin_log(self) -> None:
+        """Commit a page as it is, so that the log is not empty."""
+        # SQLite leaves out an UPDATE to the same values, but not this.
+        self._write(f"PRAGMA user_version={FORMAT}")
+        self.commit()
+
     def checkpoint(self) -> None:
         """Write the whole log into the main file."""
         self._fetch("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -186,9 +192,10 @@ class Store(Reader):
         """Undo what is not committed, close the database, let its directory go."""
         with suppress(sqlite3.Error):
             self._connection.rollback()
-        super().close()
+        # Before SQLite deletes the log: whoever is killed between leaves none to be missed.
         if self.running is not None:
             self.running.unlink(missing_ok=True)
+        super().close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -79,13 +79,13 @@ def open_store(directory: Path, durability: str) -> Store:
         ) from error
     try:
         refuse_damage(directory)
+        # The log is here, and will be made empty: killed before it is begun anew, none is missed.
+        (directory / RUNNING).unlink(missing_ok=True)
         store = create_store(directory / DATABASE, durability, lock)
         if not store.records:
             # Tables are in the main file before anything is only in the log.
             store.checkpoint()
-        # A first write, so that there is a log as long as the directory says that it is in use.
-        store.begin_journal(store.trimmed, incomplete=store.incomplete)
-        store.commit()
+        store.begin_log()  # it is there as long as the directory says that it is in use
         store.running = directory / RUNNING
         store.running.touch(mode=0o600)
         sync_directory(directory)
@@ -165,6 +165,10 @@ def take_lock(directory: Path) -> int:
                         "stop that server, or give this one a directory of its own"
                     ) from None
                 time.sleep(LOCK_PAUSE_S)
+        if not _holder(lock).isdigit() and os.fstat(lock).st_size:
+            raise StoreError(
+                f"{directory / LOCK} is a file of another program: give a directory of its own"
+            )
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
     except BaseException:
