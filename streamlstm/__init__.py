@@ -39,14 +39,15 @@ if TYPE_CHECKING:
     from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding
     from streamlstm.model import Model
     from streamlstm.model_file import load
-    from streamlstm.service.client.client import AsyncClient, Client
+    from streamlstm.service.client.aio import AsyncClient
+    from streamlstm.service.client.client import Client
     from streamlstm.state import State
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Activation": "layers",
-    "AsyncClient": "service.client.client",
+    "AsyncClient": "service.client.aio",
     "CapacityError": "errors",
     "Client": "service.client.client",
     "DeadlineError": "errors",

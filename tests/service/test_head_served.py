@@ -33,9 +33,9 @@ from streamlstm.errors import (
     ServerTimeoutError,
 )
 from streamlstm.head import COUNTERS, Residual
-from streamlstm.service import wire
-from streamlstm.service.client.client_protocol import ClientProtocol
-from streamlstm.service.client.client_sessions import Call
+from streamlstm.service import operations, wire
+from streamlstm.service.client.protocol import ClientProtocol
+from streamlstm.service.client.sessions import Call
 from streamlstm.service.server.bounds import RUN_WORK_MAX
 from streamlstm.store import Store
 
@@ -178,7 +178,7 @@ def test_refusals_reach_the_client(server: Server) -> None:
 def test_long_runs_are_looked_at_before_their_first_piece(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlstm.service.client.client_sessions.RUN_BYTES_MAX", 1)
+    monkeypatch.setattr("streamlstm.service.client.models.RUN_BYTES_MAX", 1)
     x = readings(replace(STRICT, others=(RAIN,)), 1, 9)
     with sl.Client(server.address) as client, client.open("long") as session:
         for column, sentence in ((1, "reading 8 lacks flow"), (0, r"input\[8, 0\] is nan")):
@@ -497,7 +497,8 @@ def test_a_look_whose_answer_can_not_be_read(client: ClientProtocol, op: str, an
     talk = start(headed(HOURLY))
     told(talk, client, client.say_hello(now=0.0))
     session = told(talk, client, client.open("a", None, False, now=0.0)).result
-    call = client.control(session, op, *([2] if op == "forecast" else []), now=0.0)
+    args = [2] if op == "forecast" else []
+    call = client.control(session, operations.OPERATIONS[op], *args, now=0.0)
     client.receive(wire.Encoder().ok(call.ident, 0, answer), 0.0)
     assert isinstance(call.error, ProtocolError)
 
@@ -556,7 +557,7 @@ def test_a_look_without_an_answer_leaves_the_session_open(client: ClientProtocol
     told(talk, client, client.say_hello(now=0.0))
     session = told(talk, client, client.open("a", None, False, now=0.0)).result
     for op, *args in (("forecast", 2), ("counters",), ("state",)):
-        call = client.control(session, op, *args, now=0.0)
+        call = client.control(session, operations.OPERATIONS[op], *args, now=0.0)
         client.outgoing()  # which is lost
         client.tick(1e3)
         assert isinstance(call.error, ServerTimeoutError)

@@ -27,9 +27,10 @@ from streamlstm.errors import (
     SessionQuarantinedError,
     StreamLSTMError,
 )
-from streamlstm.service.client import client_sessions
-from streamlstm.service.client.client_protocol import ClientProtocol
-from streamlstm.service.client.client_sessions import Call, ClientSession
+from streamlstm.service import operations
+from streamlstm.service.client.fates import Fate
+from streamlstm.service.client.protocol import ClientProtocol
+from streamlstm.service.client.sessions import Call, ClientSession
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -39,9 +40,9 @@ GRACE_S = 15.0
 """After the last fault, for what is sent again to be answered."""
 
 FATES = ("open", "closed", "evicted", "fenced", "unknown", "lost", "rolled back", "quarantined")
-"""By client_sessions' numbers."""
+"""By their numbers."""
 
-GOING_ON = (client_sessions.OPEN, client_sessions.QUARANTINED)
+GOING_ON = (Fate.OPEN, Fate.QUARANTINED)
 
 
 class Client:
@@ -133,14 +134,16 @@ class Client:
             self.calls -= 1
             if isinstance(call.error, ServerTimeoutError):
                 world.seen["timed out"] += 1
-                if begun_s + PATIENCE_S > world.calm_s + GRACE_S and call.op != "hello":
+                early = begun_s + PATIENCE_S <= world.calm_s + GRACE_S
+                if not early and call.op is not operations.HELLO:
                     raise Violation(
-                        f"{call.op} of {self.name} from {begun_s:.3f} s has no answer, "
+                        f"{call.op.name} of {self.name} from {begun_s:.3f} s has no answer, "
                         f"faults ended at {world.calm_s:.3f} s"
                     )
             then(call)
         if not self.alive:
             return
+        protocol.check()
         for frame in protocol.outgoing():
             world.network.send(self.link, True, world.server.arrive, self.link, frame)
         due = protocol.next_due()
@@ -198,7 +201,7 @@ class Client:
             fate = feed.session.fate
             if fate not in GOING_ON:
                 self.feeds.remove(feed)
-                if fate != client_sessions.FENCED or self.world.rng.random() < 0.3:
+                if fate != Fate.FENCED or self.world.rng.random() < 0.3:
                     self._again(feed.name)
         return self.feeds
 
@@ -219,11 +222,11 @@ class Client:
                 call = protocol.run(session, floats(entry.xs), deadline_s, now=now)
                 entry.piece = self.world.plan.run_piece
             elif entry.op == "restore":
-                call = protocol.control(session, "restore", blob_of(entry.pair), now=now)
+                call = protocol.control(session, operations.RESTORE, blob_of(entry.pair), now=now)
             elif entry.op == "fork":
-                call = protocol.control(session, "fork", entry.name, now=now)
+                call = protocol.control(session, operations.FORK, entry.name, now=now)
             else:
-                call = protocol.control(session, entry.op, now=now)
+                call = protocol.control(session, operations.OPERATIONS[entry.op], now=now)
         except StreamLSTMError as error:  # at once: nothing was sent
             self.world.log(self.name, entry.op, feed.name, error)
             return

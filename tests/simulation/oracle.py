@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from simulation.engine import POISON, Pair, fold
-from streamlstm.service.client import client_sessions
+from streamlstm.service.client.fates import Fate
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -38,10 +38,10 @@ DONE, NOT_DONE, MAYBE, UNKNOWN, QUARANTINED = (
 """Outcomes of a request. After UNKNOWN the feed does not go on, unless it was done."""
 
 _CAUSES = {
-    client_sessions.FENCED: {"begin", "rollback"},
-    client_sessions.LOST: {"end", "wipe", "rollback"},
-    client_sessions.ROLLED_BACK: {"rollback"},
-    client_sessions.EVICTED: {"end"},
+    Fate.FENCED: {"begin", "rollback"},
+    Fate.LOST: {"end", "wipe", "rollback"},
+    Fate.ROLLED_BACK: {"rollback"},
+    Fate.EVICTED: {"end"},
 }
 """What must have happened to a session before its client says so."""
 

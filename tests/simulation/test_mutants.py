@@ -13,7 +13,9 @@ import pytest
 from simulation.world import World
 from streamlstm.errors import DeadlineError
 from streamlstm.service import operations
-from streamlstm.service.client.client_protocol import ClientProtocol
+from streamlstm.service.client.attachments import Attachments
+from streamlstm.service.client.outbox import Outbox
+from streamlstm.service.client.refusals import Refusals
 from streamlstm.service.server import acts, last_good, sessions, stepping
 from streamlstm.service.server.answers import Answers
 from streamlstm.service.server.changes import Changes, Owned
@@ -186,7 +188,7 @@ def last_good_state_forgotten(patch: Patch) -> None:
 
 
 def client_renumbers_on_resend(patch: Patch) -> None:
-    renew = ClientProtocol._renew
+    renew = Outbox.renew
 
     def mutant(self: Any, call: Any) -> None:
         if call.session is not None and call.takes:
@@ -194,39 +196,39 @@ def client_renumbers_on_resend(patch: Patch) -> None:
             call.last = call.seq + call.takes - 1
         renew(self, call)
 
-    patch.setattr(ClientProtocol, "_renew", mutant)
+    patch.setattr(Outbox, "renew", mutant)
 
 
 def client_overlooks_a_rollback(patch: Patch) -> None:
-    attached = ClientProtocol._attached
+    attached = Attachments.attached
 
     def mutant(self: Any, session: Any, opened: tuple[int, int, int], *rest: Any) -> None:
         handle, epoch, seq = opened
         attached(self, session, (handle, epoch, max(seq, session.seq)), *rest)
 
-    patch.setattr(ClientProtocol, "_attached", mutant)
+    patch.setattr(Attachments, "attached", mutant)
 
 
 def client_does_not_resend(patch: Patch) -> None:
     def resend(_: Any, call: Any, __: float) -> None:
         call.due_s = inf
 
-    patch.setattr(ClientProtocol, "_resend", resend)
+    patch.setattr(Attachments, "resend", resend)
 
 
 def client_uses_numbers_twice(patch: Patch) -> None:
     """And the server does not look whether a repeat has the same input."""
-    refuse = ClientProtocol._refuse
+    refuse = Refusals.refuse
 
     def mutant(self: Any, call: Any, error: Any, now: float, late: bool = False) -> None:
-        detach = self._detach
-        self._detach = lambda *_: None
+        detach = self.attachments.detach
+        self.attachments.detach = lambda *_: None
         try:
             refuse(self, call, error, now, late)
         finally:
-            self._detach = detach
+            self.attachments.detach = detach
 
-    patch.setattr(ClientProtocol, "_refuse", mutant)
+    patch.setattr(Refusals, "refuse", mutant)
     for module in (acts, sessions, stepping):
         patch.setattr(module, "digest", lambda *_: 0)
 

@@ -20,7 +20,8 @@ from simulation.engine import POISON, Pair
 from simulation.network import Clock, Link, Network, Weather
 from simulation.oracle import Entry, Feed, History, Violation
 from simulation.server import Server
-from streamlstm.service.client import client_sessions
+from streamlstm.service.client import models
+from streamlstm.service.client.fates import Fate
 from streamlstm.service.server import answers, checkpoint, protocol, table
 
 NAMES = ("alpha", "beta", "gamma", "delta")
@@ -121,7 +122,7 @@ class World:
         if missing and self.plan.ttl_s is None:
             raise Violation(f"can't open {', '.join(sorted(missing))}")
         for feed in feeds:
-            if self.plan.durable or feed.session.fate == client_sessions.OPEN:
+            if self.plan.durable or feed.session.fate == Fate.OPEN:
                 auditor.request(feed, Entry("state"))
             auditor.request(feed, Entry("step", (self._event(),)))
         self._settle([auditor])
@@ -258,7 +259,7 @@ def _patched(plan: schedule.Plan, rng: random.Random) -> Iterator[None]:
         (checkpoint, "SLICE_ROWS", plan.slice_rows),
         (checkpoint, "TRIM_RECORDS", 4 * plan.slice_rows),
         (answers, "WINDOW_MAX", plan.window),
-        (client_sessions, "RUN_BYTES_MAX", 8 * plan.run_piece),
+        (models, "RUN_BYTES_MAX", 8 * plan.run_piece),
     )
     old = [(module, name, getattr(module, name)) for module, name, _ in values]
     for module, name, value in values:

@@ -14,7 +14,7 @@ import zmq
 
 import streamlstm as sl
 from streamlstm import errors
-from streamlstm.service.client import client_protocol
+from streamlstm.service.client import refusals
 
 HELLO: dict[str, Any] = {
     "models": [
@@ -213,7 +213,7 @@ def test_a_refusal_changes_nothing(
     puppet: Puppet, client: sl.Client, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for pause in ("STOPPING_S", "RETRY_S"):  # no second try may be on its way at the end
-        monkeypatch.setattr(client_protocol, pause, 60.0)
+        monkeypatch.setattr(refusals, pause, 60.0)
     session = client.open("pump")
     puppet.answers = lambda request: [[1, "error", request[2], code, "because", {}]]
     with pytest.raises(errors.StreamLSTMError, match="because") as caught:

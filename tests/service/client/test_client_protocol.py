@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import errors
-from streamlstm.service.client.client_protocol import ClientProtocol
-from streamlstm.service.client.client_sessions import Call, ClientSession
+from streamlstm.service import operations
+from streamlstm.service.client.protocol import ClientProtocol
+from streamlstm.service.client.sessions import Call, ClientSession
 
 WINDOW = 4
 NAN = float("nan")
@@ -254,6 +255,7 @@ class Wire:
         self.wait(self.client.say_hello(now=self.now))
 
     def pull(self) -> None:
+        self.client.check()
         self.up.extend((self.peer, frame) for frame in self.client.outgoing())
 
     def deliver_up(self) -> None:
@@ -306,7 +308,7 @@ class Wire:
         return self.client.step(session, [x], deadline_s, now=self.now)
 
     def ask(self, session: ClientSession, op: str, *args: Any) -> Call:
-        return self.client.control(session, op, *args, now=self.now)
+        return self.client.control(session, operations.OPERATIONS[op], *args, now=self.now)
 
     def reconnect(self) -> None:
         """The connection comes back as another peer; what was on its way is lost."""
@@ -1148,7 +1150,7 @@ class Schedule:
             for call, xs, row in done:
                 if not np.isnan(xs[0]):
                     Y = np.atleast_2d(call.result)
-                    got += [Y[row, 0]] if call.op == "steps" else Y[:, 0].tolist()
+                    got += [Y[row, 0]] if call.op is operations.STEPS else Y[:, 0].tolist()
             assert got == fold(applied)
 
 
