@@ -52,7 +52,7 @@ def open_csv(path: str) -> TextIO:
 
 def table(source: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each row that is not empty. Raises InputError: the text is no CSV."""
-    lines = iter(source)
+    lines = _unpacked(source)
     first: list[str] = []
     while not (first and first[-1].strip()) and (line := next(lines, "")):
         first.append(line)
@@ -63,8 +63,20 @@ def table(source: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         for row in reader:
             if row:
                 yield reader.line_num, row
-    except (csv.Error, EOFError, zlib.error) as error:
+    except csv.Error as error:
         raise InputError(f"line {reader.line_num}: {error}") from None
+
+
+def _unpacked(source: Iterable[str]) -> Iterator[str]:
+    """The lines of a source. Raises InputError where gzip can't unpack it."""
+    line = 0
+    try:
+        for line, text in enumerate(source, 1):  # noqa: B007
+            yield text
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(
+            f"line {line + 1}: from here on the file, a .gz by its name, can't be unpacked"
+        ) from None
 
 
 def rows(source: Iterable[str], columns: Columns) -> Iterator[tuple[int, list[str]]]:

@@ -11,6 +11,7 @@ from streamlstm.commands.lines import Teller
 from streamlstm.detection import Judged, Row, Watched
 from streamlstm.engine import Engine
 from streamlstm.errors import InputError
+from streamlstm.wording import counted
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Counted:
         if self.judged.rows:
             tell.fact("forecasts", f"{self.judged}{where}")
         tell.fact("alerts", f"{rows['alerts']:,}{alerts}")
-        tell.fact("warming up", f"{rows['warming']:,} rows, which can't alert")
+        tell.fact("warming up", f"{counted(rows['warming'], 'row')}, which can't alert")
         counters = engine.counters() | {"refused": rows["refused"]}
         tell.fact("counters", ", ".join(f"{name} {n:,}" for name, n in counters.items()))
         for note in self._notes(counters, engine):
