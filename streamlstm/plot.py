@@ -125,7 +125,11 @@ def readings(axes: Any, at: Array, value: Array, said: Array, label: str = "expe
     band = {"color": FORECAST, "alpha": 0.18, "lw": 0, **bitmap}
     axes.fill_between(at, low, high, label="range of the forecast", **band)
     # The reading lies on what was said of it, so that a long series shows it.
-    axes.plot(at, value, color=READING, lw=1.1, label="reading", zorder=3, **bitmap)
+    line = {"color": READING, "zorder": 3, **bitmap}
+    axes.plot(at, value, lw=1.1, label="reading", **line)
+    there = np.pad(~np.isnan(value), 1)
+    alone = there[1:-1] & ~there[:-2] & ~there[2:]  # no line goes there
+    axes.plot(at[alone], value[alone], ".", ms=2.5, **line)
     axes.plot(at, median, color=FORECAST, lw=1.6, label=label, **bitmap)
     axes.margins(x=0.01)
     known = value[~np.isnan(value)]

@@ -461,6 +461,15 @@ def test_the_plot_of_many_series_shows_the_first_ones(run):
     assert "its last" not in drawn  # they are short
 
 
+def test_a_reading_without_neighbours_is_a_dot():
+    plot = pytest.importorskip("streamlstm.plot", exc_type=ImportError)
+    axes = plot.Figure().subplots()
+    value = np.array([1, np.nan, 2, 3, np.nan, 4])
+    plot.readings(axes, np.arange(6.0), value, np.full((6, 3), np.nan))
+    [dots] = (line for line in axes.lines if line.get_marker() == ".")
+    np.testing.assert_array_equal(dots.get_xdata(), [0, 5])
+
+
 def test_lines_break_in_long_gaps_only():
     plot = pytest.importorskip("streamlstm.plot", exc_type=ImportError)
     at, values = plot.broken(np.array([0.0, 1, 2, 4, 8, 9]), np.arange(6.0))
@@ -528,6 +537,15 @@ def test_a_model_without_a_head_is_refused(run):
     assert (code, complaints.count("\n")) == (1, 1)
     assert "bare.safetensors has no head" in complaints
     assert not Path("scores.csv").exists()
+
+
+def test_what_ended_by_an_error_may_be_started_again(run):
+    rows = Path("flow.csv").read_text()
+    Path("flow.csv").write_text(rows.replace("flow", "level", 1))
+    command = ("flow.csv", "--model", "flow.safetensors")
+    assert run(*command)[0] == 1
+    Path("flow.csv").write_text(rows)
+    assert run(*command)[0] == 0
 
 
 @pytest.mark.parametrize("option", ["-o", "--plot", "--save-model"])

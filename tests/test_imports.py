@@ -85,8 +85,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # And the same inside the rooms of many modules, which import from below only.
 INSIDE = {
     "commands": [
-        {"", "arguments", "kept", "lines", "scores", "stops", "training", "written"},
-        {"described", "summary"},
+        {"", "arguments", "kept", "lines", "stops", "training", "written"},
+        {"described", "scores", "summary"},
         {"train", "detect", "serve", "sessions", "stream", "import_", "inspect", "stats", "demo"},
     ],
     "kernels": [{"kernel", "products"}, {"blas"}, {"table"}, {"", "pack"}],

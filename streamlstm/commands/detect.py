@@ -159,6 +159,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.save_model is not None:
         model_file.save(model, args.save_model, compared=trained.compared)
+        remember(args.save_model, by)
     tell = Teller(sys.stderr if out == "-" else sys.stdout)
     with Stops() as stops, Engine(model) as engine, Kept(engine, args.state) as kept:
         counted = Counted(trained.last, keep=plot is not None)
@@ -174,10 +175,10 @@ def _run(args: argparse.Namespace) -> int:
         counted.tell(tell, engine)
         if plot is not None and counted.watched:
             plot.detection([_track(w, trained.last) for w in counted.watched.values()], args.plot)
+            remember(args.plot, by)
     written = {"scores": None if out == "-" else out, "plot": args.plot, "model": args.save_model}
     for what, path in written.items():
         if path is not None and Path(path).exists():
-            remember(path, by)
             tell.fact(what, path)
     refused = counted.rows["refused"]
     if refused:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from streamlstm.commands.written import made_by, remember
 from streamlstm.detection import Row
 from streamlstm.head import Head
 
@@ -30,6 +31,8 @@ def scores_file(out: str, args: argparse.Namespace, head: Head) -> Iterator[Call
             added = args.goes_on and Path(out).exists()
             if added:
                 _refuse_other_scores(out, args, columns)
+            # Also where the work ends by an error, so that the next start may write it again.
+            stack.callback(remember, out, made_by("detect", args.csv))
             file = stack.enter_context(
                 open(out, "a" if added else "w", encoding="utf-8", newline="")
             )
