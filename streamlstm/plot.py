@@ -101,12 +101,17 @@ def detection(tracks: Sequence[Track], path: str | Path) -> None:
             parts = grid[k].subgridspec(1, 2, width_ratios=[2, 1])
             _draw_track(track, parts[0])
             _draw_track(track.last(CLOSE_UP), parts[1])
-        legends = [axes.get_legend_handles_labels() for axes in figure.axes]
-        lines = {name: line for drawn in legends for line, name in zip(*drawn, strict=True)}
-        figure.legend(lines.values(), lines.keys(), loc="outside upper right", ncols=len(lines))
+        legend(figure, figure.axes, "outside upper right")
         if len(tracks) > len(shown):
             figure.suptitle(f"the first {len(shown)} of {len(tracks):,} series", x=0.01, ha="left")
         save(figure, path)
+
+
+def legend(figure: Figure, panels: Sequence[Any], loc: Any) -> None:
+    """What is drawn in any of the panels, each thing once, in one row."""
+    drawn = [axes.get_legend_handles_labels() for axes in panels]
+    lines = {name: line for panel in drawn for line, name in zip(*panel, strict=True)}
+    figure.legend([*lines.values()], [*lines], loc=loc, ncols=max(1, len(lines)))
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -37,25 +37,23 @@ def draw(streams: Sequence[Stream], path: Path) -> None:
             fontweight="bold",
         )
         for k, stream in enumerate(streams):
-            readings = _draw_readings(figure, rows[k, :], stream)
-            errors = figure.add_subplot(rows[-1, k])
-            _draw_errors(errors, stream)
-        figure.legend(*readings.get_legend_handles_labels(), loc="upper right", ncols=4)
-        figure.legend(*errors.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+            _draw_readings(figure, rows[k, :], stream)
+        plot.legend(figure, figure.axes, "upper right")
+        errors = [figure.add_subplot(rows[-1, k]) for k in range(len(streams))]
+        for axes, stream in zip(errors, streams, strict=True):
+            _draw_errors(axes, stream)
+        plot.legend(figure, errors, "outside lower left")
         plot.save(figure, path)
 
 
-def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
-    """With known events: the whole series, and a close-up of ordinary days; else its end.
-
-    Returns axes that have all lines.
-    """
+def _draw_readings(figure: Figure, place: Any, stream: Stream) -> None:
+    """With known events: the whole series, and a close-up of ordinary days; else its end."""
     sensor, hours = stream.sensor, stream.series.hours
     if not sensor.events:
         axes = figure.add_subplot(place)
         _draw_series(axes, stream, max(hours[0], hours[-1] - CLOSE_UP_H), hours[-1])
         axes.set_title(f"{sensor.what}: its last days", pad=8)
-        return axes
+        return
     parts = place.subgridspec(1, 2, width_ratios=[2.6, 1.0])
     axes = figure.add_subplot(parts[0])
     _draw_series(axes, stream, hours[0], hours[-1])
@@ -65,7 +63,6 @@ def _draw_readings(figure: Figure, place: Any, stream: Stream) -> Any:
     axes = figure.add_subplot(parts[1])
     _draw_series(axes, stream, begin, begin + CLOSE_UP_H)
     axes.set_title("Close-up", pad=16)
-    return axes
 
 
 def _draw_series(axes: Any, stream: Stream, begin: int, end: int) -> None:

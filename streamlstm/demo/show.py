@@ -21,7 +21,7 @@ from streamlstm.demo.streaming import QUANTILES, Stream
 from streamlstm.wording import counted
 
 REFRESH_S = 0.1
-BAR = 14
+BAR = 8  # all columns together fit into 80
 PLAIN_LINES = 10  # for each sensor, where the output is not a terminal
 
 
