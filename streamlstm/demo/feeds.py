@@ -73,10 +73,18 @@ class Series:
         """Each row's hour as one running number, int64 [T]; a naive time counts as UTC."""
         return np.array([hour(time) for time in self.times])
 
-    def at(self, hours_ahead: int) -> Array:
-        """The reading `hours_ahead` (negative: ago) of each row, [T]; NaN where there is none."""
-        known = dict(zip(self.hours.tolist(), self.values.tolist(), strict=True))
-        return np.array([known.get(at + hours_ahead, np.nan) for at in self.hours.tolist()])
+    def at(self, hours_ahead: int, column: Array | None = None) -> Array:
+        """What was read `hours_ahead` (negative: ago) of each row, [T]; NaN where there is no row.
+
+        column [T, ...]: of this, in place of the readings.
+        """
+        of = self.values if column is None else column
+        wanted = self.hours + hours_ahead
+        rows = np.searchsorted(self.hours, wanted).clip(max=len(self.hours) - 1)
+        there = self.hours[rows] == wanted
+        found = np.full(of.shape, np.nan)
+        found[there] = of[rows[there]]
+        return found
 
     def row_of(self, time: datetime) -> int:
         """Number of the first row at or after `time`."""

@@ -93,7 +93,7 @@ def _now(stream: Stream) -> tuple[str, str, str, str]:
     return (
         f"{stream.series.times[row]:%Y-%m-%d %H:%M}",
         number(float(stream.series.values[row])),
-        number(float(stream.said_before(row, HEADLINE)[QUANTILES // 2])),
+        number(float(stream.said(HEADLINE)[row, QUANTILES // 2])),
         number(float(stream.medians[row, HEADLINE])),
     )
 

@@ -54,19 +54,9 @@ class Stream:
         self.forecasts[row] = self.session.forecast(HORIZONS_H[-1])[np.array(HORIZONS_H) - 1]
 
     def said(self, horizon: int) -> Array:
-        """said_before of all rows, [T, QUANTILES]."""
-        rows = range(len(self))
-        return np.array([self.said_before(row, horizon) for row in rows], dtype=np.float64)
-
-    def said_before(self, row: int, horizon: int) -> Array:
-        """What was forecast for `row`, HORIZONS_H[horizon] hours before it, [QUANTILES]; NaN if
-        nothing."""
-        hours = self.series.hours
-        made_at = int(np.searchsorted(hours[: row + 1], hours[row] - HORIZONS_H[horizon]))
-        if hours[row] - hours[made_at] != HORIZONS_H[horizon]:
-            return np.full(QUANTILES, np.nan)
-        said: Array = self.forecasts[made_at, horizon]
-        return said
+        """What was forecast for each row, HORIZONS_H[horizon] hours before it, [T, QUANTILES]; NaN
+        if nothing."""
+        return self.series.at(-HORIZONS_H[horizon], self.forecasts[:, horizon])
 
 
 def interleaved(streams: Sequence[Stream]) -> Iterator[Stream]:
