@@ -42,6 +42,9 @@ GRACE_S = 15.0
 FATES = ("open", "closed", "evicted", "fenced", "unknown", "lost", "rolled back", "quarantined")
 """By their numbers."""
 
+CHECKED = 8
+"""Of so many moves of a protocol one is followed by a look at all that it keeps."""
+
 GOING_ON = (Fate.OPEN, Fate.QUARANTINED)
 
 
@@ -71,6 +74,7 @@ class Client:
         self._greeted = False
         self._finished: list[tuple[Call, Any, float]] = []
         self._ticks_at = float("inf")
+        self._pumps = 0
         self._greet()
 
     def _greet(self) -> None:
@@ -143,7 +147,9 @@ class Client:
             then(call)
         if not self.alive:
             return
-        protocol.check()
+        self._pumps += 1
+        if self._pumps % CHECKED == 0:
+            protocol.check()
         for frame in protocol.outgoing():
             world.network.send(self.link, True, world.server.arrive, self.link, frame)
         due = protocol.next_due()

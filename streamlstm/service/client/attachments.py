@@ -70,7 +70,7 @@ class Attachments:
 
     def detach(self, session: ClientSession, now: float) -> None:
         """(handle, epoch) must not be used any more."""
-        if session.detached:
+        if session.detached or not session.row:  # or it was closed, and has left
             return
         session.become(Attachment.DETACHED)
         session.held = True
