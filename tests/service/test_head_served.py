@@ -535,7 +535,7 @@ def test_a_hello_whose_dtype_is_none(client: ClientProtocol, dtype: Any) -> None
 def test_each_refused_reading_counts_once(alone: bool) -> None:
     talk = start(headed(replace(HOURLY, missing="reject")))
     sessions = talk.protocol.shard.tables[0]
-    sessions.alone = alone
+    sessions.one_by_one = alone
     a, b, c = (talk.open(name) for name in "abc")
     good, bad = [1e9, 100.0], [1e9, math.nan]
     for k, at in enumerate((a, b, c)):  # one micro-batch, two of it refused

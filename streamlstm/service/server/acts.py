@@ -47,10 +47,10 @@ class Surroundings:
         """A session is this peer's from now on; the owner it had is told."""
         if sessions.table.peers[seat] is peer:
             return
-        told = entry(sessions, seat)
+        before = entry(sessions, seat)
         old = sessions.table.disown(seat, FENCED)
         if old is not None:
-            self.outcomes.notify(old, "fenced", [told])
+            self.outcomes.notify(old, "fenced", [before])
             self.connections.forget_if_done(old)
         sessions.table.own(seat, peer, self.outcomes.served_s)
 

@@ -40,8 +40,8 @@ def digest(operation: Operation, payload: bytes | memoryview) -> int:
 
 def digests(payload: bytes | memoryview, count: int) -> Array:
     """What the `count` events of one steps message are known by: the message and their place."""
-    found: Array = np.arange(count, dtype=np.uint32) * _PLACE + np.uint32(digest(STEPS, payload))
-    return found
+    each: Array = np.arange(count, dtype=np.uint32) * _PLACE + np.uint32(digest(STEPS, payload))
+    return each
 
 
 class WrongSeqError(SequenceError):
@@ -49,12 +49,12 @@ class WrongSeqError(SequenceError):
 
     def __init__(self, given: int, expected: int, index: int | None = None) -> None:
         where = "" if index is None else f"index {index}: "
-        known = (
+        why = (
             f"the event {given} was another one when it was applied"
             if given < expected
             else f"the event has seq {given}"
         )
-        super().__init__(f"{where}{known}, the session's next is {expected}")
+        super().__init__(f"{where}{why}, the session's next is {expected}")
         self.details = {"expected": expected} | ({} if index is None else {"index": index})
 
 
@@ -161,8 +161,8 @@ class Answers:
             raise AnswerGoneError(
                 f"index {index}: event {seqs[index]} was applied, and its answer is no longer kept"
             )
-        found: Array = self._outputs[seats, places]
-        return found
+        Y: Array = self._outputs[seats, places]
+        return Y
 
     def find_run(self, seat: int, first: int, rows: int, known_by: int, last: int) -> bytes:
         """The answers to a run of `rows` events from `first` on, or `find`'s errors."""

@@ -41,23 +41,23 @@ def last_good(
     names: of the sessions, by id; no session of such a name may be in the engine.
     Raises StoreDamagedError.
     """
-    alone = {id: _Alone(engine, journal, id, name) for id, name in names.items()}
+    replays = {id: _Replay(engine, journal, id, name) for id, name in names.items()}
     try:
         for _, written in journal.read():
             change = as_read(written)
             if isinstance(change, (Stepped, SteppedTogether)):
                 for index, id in enumerate(np.frombuffer(change.sessions, np.int64).tolist()):
-                    if id in alone:
-                        alone[id].step(change, index)
-            elif change.session in alone:
-                alone[change.session].apply(change)
+                    if id in replays:
+                        replays[id].step(change, index)
+            elif change.session in replays:
+                replays[change.session].apply(change)
     finally:
-        for one in alone.values():
-            one.session.close()
-    return {id: one.numbers for id, one in alone.items()}
+        for each in replays.values():
+            each.session.close()
+    return {id: each.numbers for id, each in replays.items()}
 
 
-class _Alone:
+class _Replay:
     """One session replayed by itself, as far as its state is finite."""
 
     session: SessionLike[Any]

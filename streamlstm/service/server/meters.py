@@ -93,7 +93,7 @@ def declared(record: type[ModelMeters | ServerMeters]) -> list[Meter]:
     return [Meter(each.name, *each.metadata[_METER]) for each in fields(record)]
 
 
-def told(record: ModelMeters | ServerMeters) -> dict[str, Any]:
+def values(record: ModelMeters | ServerMeters) -> dict[str, Any]:
     """The values by name, as they can be sent."""
-    values = {each.name: getattr(record, each.name) for each in fields(record)}
-    return {name: dict(v) if isinstance(v, Counter) else v for name, v in values.items()}
+    pairs = ((each.name, getattr(record, each.name)) for each in fields(record))
+    return {name: dict(v) if isinstance(v, Counter) else v for name, v in pairs}

@@ -46,8 +46,8 @@ class Outcomes:
         self.now = self.served_s = 0.0
 
     def take(self) -> list[Outcome]:
-        taken, self._list = self._list, []
-        return taken
+        outcomes, self._list = self._list, []
+        return outcomes
 
     def done(self, request: Request, *values: object) -> None:
         peer = request.peer

@@ -89,7 +89,7 @@ def serve(
             endpoint=port.endpoint,
             pid=os.getpid(),
             models=[engine.model.name for engine in engines],
-            **_told(protocol, time.monotonic() - started_s),
+            **_store_facts(protocol, time.monotonic() - started_s),
         )
         gc.collect()
         gc.freeze()  # models and code are never garbage: keep them out of every collection
@@ -106,14 +106,14 @@ def serve(
     return 128 + caught[0]
 
 
-def _told(protocol: ServerProtocol, took_s: float) -> dict[str, Any]:
+def _store_facts(protocol: ServerProtocol, took_s: float) -> dict[str, Any]:
     """What the log says of the store."""
     stats = protocol.stats(0.0)
-    told = {"durability": stats["durability"]}
+    facts = {"durability": stats["durability"]}
     if protocol.shard.journal is not None:
-        told |= {"recovered_events": stats["recovered_events"], "recovery_s": round(took_s, 3)}
-        told["sessions"] = {name: model["sessions"] for name, model in stats["models"].items()}
-    return told
+        facts |= {"recovered_events": stats["recovered_events"], "recovery_s": round(took_s, 3)}
+        facts["sessions"] = {name: model["sessions"] for name, model in stats["models"].items()}
+    return facts
 
 
 def _warn_of_others(protocol: ServerProtocol) -> None:

@@ -230,8 +230,8 @@ class ServerProtocol:
         server.clients = sum(1 for _ in self.connections.owners())
         server.pending = self.pending
         server.wait_s = self.shard.rounds.wait_s
-        models = {each.name: meters.told(each.measure()) for each in self.shard.tables}
-        return meters.told(server) | {"models": models}
+        models = {each.name: meters.values(each.measure()) for each in self.shard.tables}
+        return meters.values(server) | {"models": models}
 
 
 def _head_text(head: Head) -> str:

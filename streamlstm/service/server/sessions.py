@@ -66,10 +66,10 @@ class Sessions:
         self.journal = journal
         self.model_id = 0 if journal is None else journal.register(self.model, engine.arithmetic)
         # Replay is exact where a stream's bits are its own; elsewhere each is stepped alone.
-        self.alone = journal is not None and not engine.same_bits
+        self.one_by_one = journal is not None and not engine.same_bits
         self.meters = ModelMeters(
             max_sessions=engine.max_sessions,
-            stepped_alone=self.alone,
+            stepped_alone=self.one_by_one,
             fingerprint=self.model.fingerprint,
             arithmetic=engine.arithmetic,
         )
@@ -134,9 +134,9 @@ class Sessions:
         known_by: the digest of each event [n]. together: they were one message. A row of NaN in Y
         is a session that is quarantined now. Raises InputError: nothing was stepped.
         """
-        if self._refuses and (self.alone or not together):
+        if self._refuses and (self.one_by_one or not together):
             self._check_policies(group or self.states.group(seats), X, together)
-        if self.alone:
+        if self.one_by_one:
             self._check_events(X)
             Y = np.stack([self._at(seat).step(x) for seat, x in zip(seats, X, strict=True)])
         else:

@@ -271,13 +271,13 @@ class Shard:
         fields: Steps = request.fields
         bulks: dict[bytes, Bulk] = request.peer.bulks
         packed = fields.handles if isinstance(fields.handles, bytes) else None
-        known = None if packed is None else bulks.get(packed)
+        bulk = None if packed is None else bulks.get(packed)
         if (
-            known is not None
-            and known.version == known.sessions.table.version
-            and known.epochs_given == fields.epochs
+            bulk is not None
+            and bulk.version == bulk.sessions.table.version
+            and bulk.epochs_given == fields.epochs
         ):
-            return known
+            return bulk
         handles = column.integers(fields.handles, "<u8", "handles")
         epochs = column.integers(fields.epochs, "<u4", "epochs")
         if not len(handles) or len(handles) != len(epochs):

@@ -120,14 +120,14 @@ def _step_apart(
     """A refused batch again: who is refused by himself, the others together."""
     try:
         seats = np.array([request.seat for request in batch])
-        alone = sessions.refused(seats, X) or range(len(batch))
+        refused = sessions.refused(seats, X) or range(len(batch))
     except Exception as error:
         for request in batch:
             outcomes.failed(request, error)
         return
-    for k in alone:
+    for k in refused:
         step_one(outcomes, batch[k])
-    rest = sorted(set(range(len(batch))).difference(alone))
+    rest = sorted(set(range(len(batch))).difference(refused))
     if rest:
         _step_events(outcomes, sessions, [batch[k] for k in rest], [events[k] for k in rest])
 

@@ -255,9 +255,9 @@ class SessionTable:
     def check(self) -> None:
         """What holds between two messages. Raises AssertionError."""
         assert all(self.names[seat] == name for name, seat in self.by_name.items())
-        taken = np.flatnonzero(self.residence != ENDED)
-        assert sorted(self.by_name.values()) == taken.tolist(), "a seat has no session"
-        assert len(self._free) + len(taken) == self.seats, "a seat is lost"
+        seats = np.flatnonzero(self.residence != ENDED)
+        assert sorted(self.by_name.values()) == seats.tolist(), "a seat has no session"
+        assert len(self._free) + len(seats) == self.seats, "a seat is lost"
         numbers = [0 if peer is None else peer.number for peer in self.peers]
         assert self.owners.tolist() == numbers, "an owner's number is another peer's"
         assert not (self.residence == FRESH).any(), "a session's state never came"
