@@ -12,7 +12,7 @@ import streamlstm.service
 from streamlstm.service.operations import OPERATIONS
 
 ROOM = Path(streamlstm.service.__file__).parent
-PATHS = sorted([*ROOM.glob("*.py"), *(ROOM / "server").glob("*.py")])
+PATHS = sorted(ROOM.rglob("*.py"))
 FILE_LINES_MAX = 400
 CLASS_LINES_MAX = 300
 
