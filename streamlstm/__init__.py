@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from streamlstm.kernels import show_config
     from streamlstm.layers import GRU, LSTM, Activation, Dense, Embedding
     from streamlstm.model import Model
-    from streamlstm.model_file import load
+    from streamlstm.proof import load
+    from streamlstm.proof import save as save
     from streamlstm.service.client.aio import AsyncClient
     from streamlstm.service.client.client import Client
     from streamlstm.state import State
@@ -76,7 +77,8 @@ _HOME = {
     "StreamLSTMError": "errors",
     "from_torch": "importers",
     "import_model": "importers",
-    "load": "model_file",
+    "load": "proof",
+    "save": "proof",  # Model.save's
     "show_config": "kernels",
     "verify": "importers.verify",
 }

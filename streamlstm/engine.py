@@ -218,7 +218,15 @@ class Engine(EngineCore):
         """
         from streamlstm import saved_sessions  # noqa: PLC0415  (brings in SQLite)
 
+        self._ensure_usable()  # before a directory is made for nothing
         saved_sessions.save(self, directory)
+
+    def states(self) -> dict[str, State]:
+        """Copies of all sessions' states, by name. Raises EngineClosedError."""
+        self._ensure_usable()
+        with self._registry:  # nobody opens or closes meanwhile
+            self._ensure_usable()  # a closed engine has none that could be kept
+            return {session.name: session.state() for session in self}
 
     def close(self) -> None:
         """Close all sessions and give their memory back. Closing twice is harmless."""

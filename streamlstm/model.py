@@ -7,20 +7,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+import streamlstm
 from streamlstm.errors import ModelError
 from streamlstm.feature import Feature
 from streamlstm.head import Head
 from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes, checked
 from streamlstm.wording import counted
-
-if TYPE_CHECKING:
-    from streamlstm.model_file import Proof
-
 
 # From here on not every whole number is one of the dtype's.
 EXACT = {"float32": 2**24, "float64": 2**53}
@@ -171,14 +168,13 @@ class Model:
             self.layers, inputs=self.inputs, outputs=self.outputs, name=self.name, dtype=dtype
         )
 
-    def save(self, path: str | os.PathLike[str], *, proof: Proof | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], *, proof: streamlstm.Proof | None = None) -> None:
         """Write the model with a fresh test vector, or with verify's proof; see model_file.
 
         Raises OSError, and ModelError when the proof is of another model or does not hold.
         """
-        from streamlstm import model_file  # noqa: PLC0415  (it imports this module)
-
-        model_file.save(self, path, proof=proof)
+        # That takes an engine, which stands above: asked for at the door, as a user would.
+        streamlstm.save(self, path, proof=proof)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -6,8 +6,8 @@ Metadata key "streamlstm" holds {"format": 1, "name", "fingerprint", "dtype", "l
 outputs], in float64. reference.py computes up to 16 steps of it when the file is written; an
 imported network's are what its own framework answered, and "proof": {"framework", "steps",
 "largest", "flow_by"} is in the description.
-load() compares the fingerprint and replays the vector, so that a damaged file (the one) or a
-broken build (the other) says so instead of answering plausibly.
+read() compares the fingerprint; proof.load replays the vector too, so that a damaged file (the one)
+or a broken build (the other) says so instead of answering plausibly.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as packed
 
-from streamlstm import reference
-from streamlstm.engine import Engine
-from streamlstm.errors import InputError, ModelError, ModelFileError
+from streamlstm.errors import ModelError, ModelFileError
 from streamlstm.head import Head
 from streamlstm.layers import KINDS, Array, Layer
 from streamlstm.model import Model
@@ -32,12 +30,8 @@ from streamlstm.wording import counted
 
 FORMAT = 1
 SPEC = ("kind", "inputs", "units")  # of a layer; all else are its options
-TEST_STEPS = 16
-# Error allowed on the test vector, as a share of an output's std or largest value.
-# A swapped gate moves outputs by tenths; float32's own error stays far below.
-TEST_TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
-# Frameworks answer in float32, also for a float64 model.
-PROOF_TOLERANCE = TEST_TOLERANCE["float32"]
+INVALID = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ModelError)
+"""What damaged contents make a model, or its replay, raise."""
 
 
 # Whose flow a comparison ran: the source's own; or each layer alone, in the order that the file
@@ -81,62 +75,41 @@ class Comparison:
     largest: float
 
 
-def random_events(model: Model, steps: int, seed: int = 0) -> Array:
-    """Events to try a model with: [steps, inputs] in its event_dtype, reproducible by `seed`.
+class Read(NamedTuple):
+    """A file's model with its test vector x [steps, inputs], y [steps, outputs], float64; proven:
+    whether another framework answered y."""
 
-    Standard normal at the scale of the inputs; for an embedding uniform whole numbers; for a head
-    a reading a step, with what its policies take: a missing one, a gap and a repeated one.
-    """
-    rng = np.random.default_rng(seed)
-    if model.head is not None:
-        return _random_readings(model.head, steps, rng)
-    if model.vocabulary:
-        return rng.integers(0, model.vocabulary, (steps, model.input_size)).astype(model.dtype)
-    mean, std = np.array([(f.mean, f.std) for f in model.inputs]).T
-    x: Array = mean + std * rng.standard_normal((steps, model.input_size))
-    return x.astype(model.dtype)
+    model: Model
+    x: Array
+    y: Array
+    proven: bool
 
 
-def _random_readings(head: Head, steps: int, rng: np.random.Generator) -> Array:
-    mean, std = np.array([(f.mean, f.std) for f in (head.target, *head.others)]).T
-    x: Array = mean + std * rng.standard_normal((steps, len(mean)))
-    if head.missing != "reject":
-        x[4::11, 0] = np.nan
-    if head.time is None:
-        return x
-    grid = np.arange(steps) + 3 * (np.arange(steps) >= steps // 2)
-    time_s = 1e9 + head.step_s * grid
-    if head.late != "reject":
-        time_s[6::13] = time_s[5:-1:13]
-    return np.column_stack([time_s, x])
-
-
-def save(
+def write(
     model: Model,
     path: str | os.PathLike[str],
+    x: Array,
+    y: Array,
     *,
     proof: Proof | None = None,
     compared: Comparison | None = None,
 ) -> None:
-    """Write `model` to `path`, whole or not at all.
+    """Write `model` to `path` with its test vector, whole or not at all; nothing is looked at.
 
-    compared: goes along, and is not looked at; of a model that was trained here.
-
-    proof: its events and answers become the test vector. Raises OSError, and ModelError when
-    load would find that the proof does not hold.
+    proof: whose x and y they are. compared: of a model that was trained here. Raises OSError.
     """
     tensors = {
         f"{k}.{name}": np.array(a)
         for k, layer in enumerate(model.layers)
         for name, a in layer.tensors().items()
     }
+    tensors |= {"test.x": np.array(x, np.float64), "test.y": np.array(y, np.float64)}
     description = {"format": FORMAT, "name": model.name, "fingerprint": model.fingerprint}
     description |= model.description()
-    if proof is None:
-        tensors["test.x"], tensors["test.y"] = _test_vector(model)
-    else:
-        tensors["test.x"], tensors["test.y"] = (np.array(a, np.float64) for a in (proof.x, proof.y))
-        description["proof"] = _checked_proof(model, proof)
+    if proof is not None:
+        told = {"framework": proof.framework, "steps": len(proof.x)}
+        told |= {"largest": float(proof.largest), "flow_by": proof.flow_by}
+        description["proof"] = told
     if compared is not None:
         description["compared"] = asdict(compared)
     partial = Path(f"{os.fspath(path)}.partial")
@@ -147,45 +120,11 @@ def save(
         partial.unlink(missing_ok=True)
 
 
-def _test_vector(model: Model) -> tuple[Array, Array]:
-    """Events and the reference's answers, as far as the dtype's rounding leaves them alike."""
-    # Both sides see the same events: those that the model's dtype can hold.
-    x = random_events(model, TEST_STEPS).astype(np.float64)
-    if model.head is None:
-        y, _ = reference.run(model, x)
-    else:
-        stream = reference.stream(model)
-        y = np.array([stream.read(reading) for reading in x])
-    # A network that magnifies every rounding has a short vector; the margin is for other CPUs.
-    steps = int(np.sum(_replay(model, x, y) <= TEST_TOLERANCE[model.dtype.name] / 10))
-    if not steps:
-        raise ModelError(
-            f"model {model.name!r} has weights so large that {model.dtype} and float64 differ at "
-            "the first event; a file of it could not be checked: use dtype='float64'"
-        )
-    return x[:steps], y[:steps]
+def read(path: str | os.PathLike[str]) -> Read:
+    """What a model file holds; its test vector is not replayed here, but by proof.load.
 
-
-def _checked_proof(model: Model, proof: Proof) -> dict[str, Any]:
-    """What the description says of a proof that load will accept."""
-    try:
-        worst = _replay(model, proof.x, proof.y)[-1]
-    except (InputError, ValueError) as e:
-        raise ModelError(f"the proof is not of model {model.name!r}: {e}") from e
-    if not worst <= PROOF_TOLERANCE:
-        raise ModelError(
-            f"model {model.name!r} and the answers of {proof.framework} differ by {worst:.2g} of "
-            f"their scale, more than {PROOF_TOLERANCE:g}: they are not the same network"
-        )
-    told = {"framework": proof.framework, "steps": len(proof.x), "largest": float(proof.largest)}
-    return told | {"flow_by": proof.flow_by}
-
-
-def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model file and replay its test vector.
-
-    Raises OSError, and ModelFileError when the file is not ours, of a version we don't
-    know, damaged, or gives other numbers here than where it was written.
+    Raises OSError, and ModelFileError when the file is not ours, of a version we don't know, or
+    damaged.
     """
     path = os.fspath(path)
     description, tensors = _read(path)
@@ -204,22 +143,20 @@ def load(path: str | os.PathLike[str]) -> Model:
             raise ModelError(f"its fingerprint is {model.fingerprint}, not the one written in it")
         if any(description[key] != told for key, told in model.description().items()):
             raise ModelError("its description is not that of the network in it")
-        worst = _replay(model, tensors["test.x"], tensors["test.y"])[-1]
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ModelError) as e:
-        raise ModelFileError(
-            f"{path} is damaged: {type(e).__name__}: {e}; write it again with model.save"
-        ) from e
-    tolerance = TEST_TOLERANCE[model.dtype.name] if "proof" not in description else PROOF_TOLERANCE
-    if not worst <= tolerance:
-        raise ModelFileError(
-            f"{path}: the test vector inside gives outputs that differ by {worst:.2g} "
-            "of their scale here; the file is damaged or this build computes wrongly"
-        )
-    return model
+        return Read(model, tensors["test.x"], tensors["test.y"], "proof" in description)
+    except INVALID as e:
+        raise damaged(path, e) from e
+
+
+def damaged(path: str, error: Exception) -> ModelFileError:
+    """What to say of one of INVALID."""
+    return ModelFileError(
+        f"{path} is damaged: {type(error).__name__}: {error}; write it again with model.save"
+    )
 
 
 def read_proof(path: str | os.PathLike[str]) -> Proof | None:
-    """The proof in a model file, None where it has none; it is not replayed here, but by load.
+    """The proof in a model file, None where it has none; not replayed here, but by proof.load.
 
     Raises OSError, ModelFileError.
     """
@@ -291,20 +228,3 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
             f"{what}; foreign files are read with import_model",
             command_line=f"{what}; streamlstm import makes one of a foreign file",
         ) from e
-
-
-def _replay(model: Model, x: Array, y: Array) -> Array:
-    """The largest error on the test vector up to each step [steps], as a share of that output's
-    scale; NaN from where an answer is not finite."""
-    with Engine(model, max_sessions=1) as engine:
-        got = engine.open("test").run(x)
-    if y.shape != got.shape or not y.size:
-        raise ValueError(f"answers of shape {y.shape}, expected {got.shape}")
-    std = np.array([f.std for f in model.outputs])
-    if model.head is not None:  # of the verdict a rounding may turn a comparison, so it is left out
-        q = len(model.head.quantiles)
-        y, got, std = y[:, :q], got[:, :q], np.full(q, model.head.target.std)
-    with np.errstate(invalid="ignore"):
-        scale = np.maximum(std, np.abs(y).max(axis=0))
-        errors: Array = np.maximum.accumulate((np.abs(got - y) / scale).max(axis=1))
-    return errors

@@ -9,22 +9,35 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from streamlstm.errors import CapacityError, StateMismatchError, StoreError
+from streamlstm.layers import Array
 from streamlstm.log import log
+from streamlstm.model import Model
+from streamlstm.state import State
 from streamlstm.store import Reader, SessionRow, Store, open_store, read_store
 from streamlstm.store.directory import server_of
 
-if TYPE_CHECKING:
-    from streamlstm.engine import Engine
+
+class Engine(Protocol):
+    """What is asked of an engine."""
+
+    model: Model
+    arithmetic: str
+    max_sessions: int
+
+    def states(self) -> dict[str, State]:
+        """Of all sessions, by name."""
+
+    def adopt(self, name: str, numbers: Array | None, seq: int) -> object:
+        """A session that goes on from there."""
 
 
 def save(engine: Engine, directory: str | os.PathLike[str]) -> None:
     """Raises StoreError, EngineClosedError."""
-    engine._ensure_usable()  # before a directory is made for nothing
     with closing(open_store(Path(directory), "sync")) as store:
         refuse_journal(store)
         write(engine, store)
@@ -52,11 +65,7 @@ def write(engine: Engine, store: Store) -> None:
 
     Quarantined ones stay, for no engine has them. Raises StoreError, EngineClosedError.
     """
-    engine._ensure_usable()
-    with engine._registry:  # nobody opens or closes; a closed engine has no sessions to be kept
-        engine._ensure_usable()
-        states = {session.name: session.state() for session in engine}
-    model = engine.model
+    model, states = engine.model, engine.states()
     dtype = np.dtype(model.event_dtype).name
     id = store.model(model.name, model.fingerprint, dtype, model.state_size, model.state_sizes)
     store.set_arithmetic(id, engine.arithmetic)

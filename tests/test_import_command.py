@@ -12,7 +12,7 @@ import pytest
 import streamlstm as sl
 from fake_source import FakeSource
 from networks import stacked
-from streamlstm import cli, model_file
+from streamlstm import cli, model_file, proof
 from streamlstm.commands import import_, inspect
 from streamlstm.errors import UnsupportedModelError
 from streamlstm.importers import verify
@@ -200,7 +200,7 @@ def test_names_and_reading_options(run, source):
     assert [f.name for f in (*model.inputs, *model.outputs)] == (
         ["flow", "pressure", "speed", "level", "leak"]
     )
-    events = model_file.random_events(model, 7, 3)
+    events = proof.random_events(model, 7, 3)
     np.testing.assert_array_equal(model_file.read_proof("pump.safetensors").x, events)
 
 

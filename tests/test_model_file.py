@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import streamlstm as sl
 from networks import events, models, stacked
-from streamlstm import model_file, reference
+from streamlstm import model_file, proof, reference
 from streamlstm.errors import ModelError, ModelFileError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -295,7 +295,7 @@ def test_inputs_far_from_zero_survive(mean, folder):
 
 
 def proof_of(model: sl.Model, steps: int = 40, **changed) -> sl.Proof:
-    x = model_file.random_events(model, steps, seed=3).astype(float)
+    x = proof.random_events(model, steps, seed=3).astype(float)
     y = reference.run(model, x)[0].astype(np.float32).astype(float)
     return sl.Proof(**({"framework": "oracle 1.0", "x": x, "y": y, "largest": 2e-7} | changed))
 

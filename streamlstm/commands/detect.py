@@ -12,7 +12,7 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from streamlstm import csv_events, model_file, readings
+from streamlstm import csv_events, proof, readings
 from streamlstm.commands.arguments import (
     add_command,
     add_policies,
@@ -32,6 +32,7 @@ from streamlstm.engine import Engine
 from streamlstm.errors import InputError, StreamLSTMError
 from streamlstm.head import Head
 from streamlstm.model import Model
+from streamlstm.model_file import Comparison
 
 PLAIN: Final = {
     "value above": "higher than the range it kept to",
@@ -151,14 +152,14 @@ def _run(args: argparse.Namespace) -> int:
             check_writable(path, by, args.force or (path == out and args.goes_on))
     plot = None if args.plot is None else _plot()
     trained = _Trained()
-    model = model_file.load(args.model) if args.model is not None else _train(args, trained)
+    model = proof.load(args.model) if args.model is not None else _train(args, trained)
     if model.head is None:
         raise StreamLSTMError(
             f"{args.model} has no head, which makes forecasts and scores; train a model with "
             "`streamlstm train`"
         )
     if args.save_model is not None:
-        model_file.save(model, args.save_model, compared=trained.compared)
+        proof.save(model, args.save_model, compared=trained.compared)
         remember(args.save_model, by)
     tell = Teller(sys.stderr if out == "-" else sys.stdout)
     with Stops() as stops, Engine(model) as engine, Kept(engine, args.state) as kept:
@@ -193,7 +194,7 @@ class _Trained:
     """What training leaves beside the model. last: the last line trained on, of each series."""
 
     last: dict[str, int] = field(default_factory=dict)
-    compared: model_file.Comparison | None = None
+    compared: Comparison | None = None
 
 
 def _train(args: argparse.Namespace, trained: _Trained) -> Model:

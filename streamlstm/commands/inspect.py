@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from streamlstm import model_file
+from streamlstm import model_file, proof
 from streamlstm.commands.arguments import add_command, add_flow
 from streamlstm.commands.described import (
     list_layers,
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     if not path.exists():  # it has no format either
         raise FileNotFoundError(f"no such file: {path}")
     if model_file.is_model_file(path):
-        model = model_file.load(path)
+        model = proof.load(path)
         say("model", model.name)
         say("fingerprint", model.fingerprint)
         show(model)
-        proof = model_file.read_proof(path)
+        proven = model_file.read_proof(path)
         compared = model_file.read_comparison(path)
-        if proof is not None:
-            say_proof(proof)
+        if proven is not None:
+            say_proof(proven)
         elif compared is not None:
             say_compared(compared)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlstm import model_file, readings
+from streamlstm import proof, readings
 from streamlstm.head import Head
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         progress.end()
-    model_file.save(trained.model, args.out, compared=trained.compared)
+    proof.save(trained.model, args.out, compared=trained.compared)
     remember(args.out, by)
     _show(trained, len(series), head)
     say("written", args.out)

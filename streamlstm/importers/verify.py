@@ -20,7 +20,8 @@ from streamlstm.importers.fold import Scale, leading
 from streamlstm.importers.source import Source
 from streamlstm.layers import Layer
 from streamlstm.model import Model
-from streamlstm.model_file import FlowBy, Proof, random_events
+from streamlstm.model_file import FlowBy, Proof
+from streamlstm.proof import random_events
 from streamlstm.wording import counted
 
 __all__ = ["Proof", "no_framework", "verify"]

@@ -20,7 +20,7 @@ from streamlstm.errors import (
     UnsupportedModelError,
 )
 from streamlstm.importers import verify
-from streamlstm.model_file import random_events
+from streamlstm.proof import random_events
 
 MODEL = stacked(outputs=2)
 SCALED = sl.Model(
