@@ -24,22 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamlstm import blas_threads
-
-try:
-    from streamlstm import kernels
-    from streamlstm.core.engine import EngineCore
-    from streamlstm.core.head import CompiledHead
-    from streamlstm.core.network import Network
-    from streamlstm.core.sessions import Group, SessionCore
-except ImportError as e:
-    if not (e.name or "").startswith(("streamlstm.core.", "streamlstm.kernels.")):
-        raise
-    raise ImportError(
-        "streamlstm's compiled modules are missing or out of date beside "
-        f"{__file__}; outside its source folder run `pip install` on it, inside it "
-        "run `python setup.py build_ext --inplace`"
-    ) from e
-from streamlstm.bounds import largest_event
+from streamlstm.compiled import EngineCore, Group, SessionCore, made_ready
 from streamlstm.errors import (
     CapacityError,
     EngineClosedError,
@@ -55,8 +40,7 @@ from streamlstm.errors import (
     StreamLSTMError,
 )
 from streamlstm.events import as_events, unacceptable
-from streamlstm.feature import Feature
-from streamlstm.head import LARGEST_A, Head, checked_ahead, refusal
+from streamlstm.head import checked_ahead, refusal
 from streamlstm.log import log
 from streamlstm.model import Model
 from streamlstm.state import State
@@ -91,13 +75,8 @@ class Engine(EngineCore):
             raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
         if not 1 <= threads <= MAX_THREADS:
             raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
-        largest = largest_event(model)
-        head = None if model.head is None else _compiled_head(model.head, largest)
-        if head is not None:
-            largest = head.largest
-        return super().__new__(
-            cls, _network(model), max_sessions, threads, largest, model.vocabulary, head
-        )
+        network, largest, head = made_ready(model)
+        return super().__new__(cls, network, max_sessions, threads, largest, model.vocabulary, head)
 
     def __init__(
         self,
@@ -432,25 +411,3 @@ class Session(SessionCore):
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r}: {'closed' if self.closed else f'seq {self.seq}'}>"
-
-
-def _network(model: Model) -> Network:
-    x_mean, x_std = _scaling(model.inputs if model.head is None else model.layers[0].input_size)
-    y_mean, y_std = _scaling(model.outputs if model.head is None else model.layers[-1].output_size)
-    row = kernels.choose(model.dtype).row
-    return Network(row, list(model.layers), x_mean, x_std, y_mean, y_std)
-
-
-def _scaling(features: Sequence[Feature] | int) -> Array:
-    """Mean and std of each: [2, features]; of a number of them that a head has scaled, 0 and 1."""
-    if isinstance(features, int):
-        return np.array([np.zeros(features), np.ones(features)])
-    return np.array([(f.mean, f.std) for f in features]).T
-
-
-def _compiled_head(head: Head, largest: Array) -> CompiledHead:
-    """Raises ModelError where the network can't take all that the head may give it."""
-    # The difference of two values is the largest of its inputs.
-    if largest.min() < 2 * LARGEST_A:
-        raise ModelError("the network's weights can overflow with what its head gives it")
-    return CompiledHead(head)

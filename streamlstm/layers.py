@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, fields
-from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from streamlstm.errors import ModelError
 
 Array = NDArray[Any]
 Sizes = tuple[int, ...]
@@ -22,12 +19,8 @@ Function = Literal["linear", "tanh", "sigmoid", "relu", "hard_sigmoid", "hard_si
 # hard_sigmoid is min(max(0.2 z + 0.5, 0), 1) (ONNX, Keras 2), hard_sigmoid6 the same with z / 6
 # (PyTorch's Hardsigmoid, Keras 3). softmax needs all of a layer's numbers: no gate has it.
 CELL_FUNCTIONS: tuple[Function, ...] = (
-    "linear",
-    "tanh",
-    "sigmoid",
-    "relu",
-    "hard_sigmoid",
-    "hard_sigmoid6",
+    *("linear", "tanh", "sigmoid", "relu"),
+    *("hard_sigmoid", "hard_sigmoid6"),
 )
 FUNCTIONS: tuple[Function, ...] = (*CELL_FUNCTIONS, "softmax")
 UNBOUNDED: tuple[Function, ...] = ("linear", "relu")
@@ -68,12 +61,12 @@ class Layer(ABC):
 
     def tensors(self) -> dict[str, Array]:
         """The tensors that it has, by name."""
-        named = ((f.name, getattr(self, f.name)) for f in fields(self) if _is_tensor(f))
+        named = ((f.name, getattr(self, f.name)) for f in fields(self) if is_tensor(f))
         return {name: a for name, a in named if a is not None}
 
     def options(self) -> dict[str, Any]:
         """All but the tensors that differs from the default, as JSON's types."""
-        named = ((f, getattr(self, f.name)) for f in fields(self) if not _is_tensor(f))
+        named = ((f, getattr(self, f.name)) for f in fields(self) if not is_tensor(f))
         return {f.name: value for f, value in named if value != f.default}
 
     def __repr__(self) -> str:
@@ -103,7 +96,7 @@ class Layer(ABC):
         return found
 
 
-def _is_tensor(field: Field[Any]) -> bool:
+def is_tensor(field: Field[Any]) -> bool:
     return str(field.type).startswith("Array")
 
 
@@ -214,14 +207,10 @@ class LSTM(Layer):
             return f"coupled is {self.coupled!r}; expected 'i', 'f' or ''"
         if self.w_p is None and not (self.b_p is None and self.clip_projection is None):
             return "b_p and clip_projection belong to a projection; give w_p too"
-        return _clip_problem(
-            clip_gates=self.clip_gates,
-            clip_cell=self.clip_cell,
-            clip_projection=self.clip_projection,
-        ) or _function_problem(
-            gate_function=self.gate_function,
-            candidate_function=self.candidate_function,
-            output_function=self.output_function,
+        clips = ("clip_gates", "clip_cell", "clip_projection")
+        functions = ("gate_function", "candidate_function", "output_function")
+        return _clip_problem(**{name: getattr(self, name) for name in clips}) or _function_problem(
+            **{name: getattr(self, name) for name in functions}
         )
 
     def reach(self) -> tuple[float, float]:
@@ -406,58 +395,3 @@ def _state_reach(cell: Recurrent) -> float:
 
 
 KINDS: dict[str, type[Layer]] = {k.kind: k for k in (LSTM, GRU, Dense, Activation, Embedding)}
-
-
-def checked(k: int, layer: Layer, dtype: np.dtype[Any]) -> Layer:
-    """A copy of layer k in `dtype` whose arrays nobody can change. Raises ModelError."""
-    who = f"layer {k} ({layer.kind})"
-    given = {f: getattr(layer, f.name) for f in fields(layer)}
-    options = {f.name: _option(who, f, v) for f, v in given.items() if not _is_tensor(f)}
-    tensors = {
-        f.name: _tensor(who, f, v) for f, v in given.items() if _is_tensor(f) and v is not f.default
-    }
-    if any(a.ndim != 2 for name, a in tensors.items() if name in ("w", "w_x", "w_h")):
-        raise ModelError(f"{who}: its weights must be matrices")
-    layer = type(layer)(**options | tensors)
-    if problem := layer.problem():
-        raise ModelError(f"{who}: {problem}")
-    for name, a in layer.tensors().items():
-        if a.shape != layer.shapes()[name]:
-            raise ModelError(f"{who}: {name} has shape {a.shape}, expected {layer.shapes()[name]}")
-        with np.errstate(over="ignore"):  # what overflows is refused as infinite
-            tensors[name] = np.array(a, dtype=dtype, order="C")
-        if not a.size or not np.isfinite(tensors[name]).all():
-            raise ModelError(f"{who}: {name} is empty or not finite in {dtype}")
-        if name in ("h0", "c0") and np.abs(tensors[name]).max() > SATURATION:
-            raise ModelError(f"{who}: {name} goes beyond {SATURATION:.0e}, which no cell reaches")
-        tensors[name].flags.writeable = False
-    return type(layer)(**options | tensors)
-
-
-def _tensor(who: str, field: Field[Any], given: Any) -> Array:
-    a = np.asarray(given)
-    if a.dtype.kind not in "fiu":
-        raise ModelError(f"{who}: {field.name} holds {a.dtype}; expected real numbers")
-    return a
-
-
-def _option(who: str, field: Field[Any], given: Any) -> Any:
-    """An option as the very type that it is said to have, so that equal ones look equal."""
-    wanted: type[bool | int | float | str]
-    match str(field.type):
-        case "bool":
-            wanted, right = bool, isinstance(given, bool | np.bool_)
-        case "int":
-            wanted, right = int, isinstance(given, Integral) and not isinstance(given, bool)
-        case "float | None":
-            wanted, right = float, isinstance(given, Real) and not isinstance(given, bool)
-            if given is None:
-                return None
-        case _:
-            wanted, right = str, isinstance(given, str)
-    if not right:
-        raise ModelError(f"{who}: {field.name} is {given!r}; expected a {wanted.__name__}")
-    try:
-        return wanted(given)
-    except OverflowError:
-        raise ModelError(f"{who}: {field.name} is too large") from None

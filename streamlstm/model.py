@@ -16,7 +16,8 @@ import streamlstm
 from streamlstm.errors import ModelError
 from streamlstm.feature import Feature
 from streamlstm.head import Head
-from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes, checked
+from streamlstm.layer_checks import checked
+from streamlstm.layers import GRU, LSTM, Embedding, Layer, Recurrent, Sizes
 from streamlstm.wording import counted
 
 # From here on not every whole number is one of the dtype's.

@@ -63,7 +63,7 @@ def test_public_names():
 FLOORS = [
     {"errors", "log", "wording"},
     {"feature", "layers", "store"},
-    {"head"},
+    {"head", "layer_checks"},
     {"kernels"},
     {"core"},
     {"blas_threads", "model", "reference_head"},
@@ -71,7 +71,7 @@ FLOORS = [
     {"csv_events", "events", "plot", "reference"},
     {"readings"},
     {"state"},
-    {"saved_sessions"},
+    {"compiled", "saved_sessions"},
     {"engine"},
     {"proof"},
     {"importers"},
