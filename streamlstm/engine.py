@@ -174,12 +174,12 @@ class Engine(EngineCore):
         """
         return Group(self, sessions)
 
-    def group_by_handle(self, handles: ArrayLike, epochs: ArrayLike) -> Group:
-        """A group from handles and epochs, uint32 [n] each, checked in one pass.
+    def group_by_row(self, rows: ArrayLike, epochs: ArrayLike) -> Group:
+        """A group from rows and epochs, uint32 [n] each, checked in one pass.
 
         Raises SessionUnknownError, RepeatedSessionError, ShapeError.
         """
-        return Group(self, None, handles, epochs)
+        return Group(self, None, rows, epochs)
 
     def step(self, sessions: Sequence[Session], X: ArrayLike) -> Array:
         """One event each for many sessions: X [n, inputs] -> fresh [n, outputs].
@@ -310,7 +310,7 @@ class Session(SessionCore):
 
     def state(self) -> State:
         """A copy of the whole state: h and c of all layers, with seq."""
-        got = self.engine._read_row(self.handle, self.epoch)
+        got = self.engine._read_row(self.row, self.epoch)
         if got is None:
             raise self.engine.lost(self)
         numbers, seq = got
@@ -356,7 +356,7 @@ class Session(SessionCore):
         self._write(None)
 
     def _write(self, numbers: Array | None, seq: int = -1) -> None:
-        if not self.engine._write_row(self.handle, self.epoch, numbers, seq):
+        if not self.engine._write_row(self.row, self.epoch, numbers, seq):
             raise self.engine.lost(self)
 
     def fork(self, name: str) -> Session:
@@ -371,10 +371,10 @@ class Session(SessionCore):
         engine = self.engine
         engine._ensure_usable()
         with engine._registry:
-            epoch = engine._next_epoch(self.handle, self.epoch)
+            epoch = engine._next_epoch(self.row, self.epoch)
             if epoch is None:
                 raise engine.lost(self)
-            session = engine._sessions[self.name] = Session(engine, self.name, self.handle, epoch)
+            session = engine._sessions[self.name] = Session(engine, self.name, self.row, epoch)
             return session
 
     def close(self) -> None:
@@ -383,7 +383,7 @@ class Session(SessionCore):
         if engine.forked:
             return
         with engine._registry:
-            if not engine.closed and engine._free_row(self.handle, self.epoch):
+            if not engine.closed and engine._free_row(self.row, self.epoch):
                 self._closed = True
                 del engine._sessions[self.name]
 

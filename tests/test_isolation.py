@@ -24,7 +24,7 @@ def poison(session: sl.Session) -> None:
     """Write NaN into a session's row, which no public call does."""
     state = session.state()
     assert session.engine._write_row(
-        session.handle, session.epoch, np.full_like(state.numbers, np.nan)
+        session.row, session.epoch, np.full_like(state.numbers, np.nan)
     )
 
 

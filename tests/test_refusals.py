@@ -181,12 +181,12 @@ def test_one_session_twice(engine, session, refused):
     sessions = [session, engine.open("other"), session]
     refused(errors.RepeatedSessionError, sentence, engine.step, sessions, X[:3])
     refused(errors.RepeatedSessionError, sentence, engine.group, sessions)
-    handles, epochs = [s.handle for s in sessions], [s.epoch for s in sessions]
+    rows, epochs = [s.row for s in sessions], [s.epoch for s in sessions]
     refused(
         errors.RepeatedSessionError,
-        f"session with handle {session.handle} stands twice in one step (again at index 2)",
-        engine.group_by_handle,
-        handles,
+        f"session of row {session.row} stands twice in one step (again at index 2)",
+        engine.group_by_row,
+        rows,
         epochs,
     )
 
@@ -304,13 +304,13 @@ def test_a_group_with_a_lost_session(engine, session, refused):
         refused(errors.SessionUnknownError, sentence, lambda: group.seqs)
 
 
-def test_handles(engine, session, refused):
-    mine = (session.handle, session.epoch)
-    for handle, epoch in ((mine[0], mine[1] + 1), (mine[0] + 1, mine[1]), (2**32 - 1, 1)):
-        sentence = f"handle {handle} with epoch {epoch} (index 1) names no open session"
-        call = engine.group_by_handle
-        refused(errors.SessionUnknownError, sentence, call, [mine[0], handle], [mine[1], epoch])
-    refused(errors.ShapeError, "1 handles came with 2 epochs", engine.group_by_handle, [0], [1, 1])
+def test_rows(engine, session, refused):
+    mine = (session.row, session.epoch)
+    for row, epoch in ((mine[0], mine[1] + 1), (mine[0] + 1, mine[1]), (2**32 - 1, 1)):
+        sentence = f"row {row} with epoch {epoch} (index 1) is no open session's"
+        call = engine.group_by_row
+        refused(errors.SessionUnknownError, sentence, call, [mine[0], row], [mine[1], epoch])
+    refused(errors.ShapeError, "1 rows came with 2 epochs", engine.group_by_row, [0], [1, 1])
 
 
 def test_states_of_others(session, refused):

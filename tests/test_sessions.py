@@ -102,7 +102,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(
         names=st.lists(NAMES, unique=True),
         event=EVENTS,
-        way=st.sampled_from(["engine", "group", "handles"]),
+        way=st.sampled_from(["engine", "group", "rows"]),
     )
     def step_many(self, names, event, way):
         sessions = [self.owner[name] for name in names if name in self.owner]
@@ -113,8 +113,8 @@ class Sessions(RuleBasedStateMachine):
         elif way == "group":
             y = self.engine.group(sessions).step(x)
         else:
-            group = self.engine.group_by_handle(
-                np.array([s.handle for s in sessions], np.uint32),
+            group = self.engine.group_by_row(
+                np.array([s.row for s in sessions], np.uint32),
                 np.array([s.epoch for s in sessions], np.uint32),
             )
             y = group.step(x)
@@ -181,7 +181,7 @@ class Sessions(RuleBasedStateMachine):
         new = self.attempt(handle, handle.take_over)
         if new is None:
             return handle
-        assert (new.handle, new.epoch) == (handle.handle, handle.epoch + 1)
+        assert (new.row, new.epoch) == (handle.row, handle.epoch + 1)
         self.owner[handle.name] = new
         assert handle.closed
         return new
@@ -200,7 +200,7 @@ class Sessions(RuleBasedStateMachine):
     def same_sessions(self):
         assert self.engine.names == list(self.owner)
         assert len(self.engine) == self.engine.arena.live == len(self.owner)
-        assert len({s.handle for s in self.owner.values()}) == len(self.owner)
+        assert len({s.row for s in self.owner.values()}) == len(self.owner)
         for name, session in self.owner.items():
             assert name in self.engine
             assert self.engine[name] is session
@@ -230,15 +230,15 @@ def test_a_reused_row_starts_afresh(engine):
     first = engine.open("first")
     fresh = first.state().numbers
     first.run(X)
-    row, epoch = first.handle, first.epoch
+    row, epoch = first.row, first.epoch
     first.close()
     second = engine.open("second")
-    assert second.handle == row
+    assert second.row == row
     assert second.epoch != epoch
     assert second.seq == 0
     np.testing.assert_array_equal(second.state().numbers, fresh)
     with pytest.raises(errors.SessionUnknownError):
-        engine.group_by_handle([row], [epoch])
+        engine.group_by_row([row], [epoch])
 
 
 def test_nothing_handed_out_is_a_view_of_live_state(engine):

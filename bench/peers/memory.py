@@ -154,9 +154,9 @@ class Population:
         for k in range(count):
             self.engine.open(f"stream-{k}")
         self.bytes = (rss_bytes() - before) / count
-        self.handles, self.epochs = (
+        self.rows, self.epochs = (
             np.fromiter((getattr(s, name) for s in self.engine), np.uint32, count)
-            for name in ("handle", "epoch")
+            for name in ("row", "epoch")
         )
         rng = np.random.default_rng(count)
         picks = [rng.choice(count, BATCH, replace=False) for _ in range(GROUPS)]
@@ -166,7 +166,7 @@ class Population:
         self.out = np.empty((BATCH, cell.units), np.float32)
 
     def group(self, pick: Array) -> sl.Group:
-        return self.engine.group_by_handle(self.handles[pick], self.epochs[pick])
+        return self.engine.group_by_row(self.rows[pick], self.epochs[pick])
 
     def step(self, events: Iterable[Any]) -> None:
         """Each time the next group, made beforehand."""
@@ -174,7 +174,7 @@ class Population:
             next(self.groups).step_into(self.X, self.out)
 
     def group_and_step(self, events: Iterable[Any]) -> None:
-        """The same with the group made from handles on the spot."""
+        """The same with the group made from rows on the spot."""
         for _ in events:
             self.group(next(self.picks)).step_into(self.X, self.out)
 
@@ -183,7 +183,7 @@ def million(plan: Plan) -> str:
     """Time per event and memory per session of a million sessions beside a thousand."""
     cell = Cell(16, 64)
     many, few = Population(cell, MANY), Population(cell, FEW)
-    ways = {"step": "step_into", "group_and_step": "group_by_handle and step_into"}
+    ways = {"step": "step_into", "group_and_step": "group_by_row and step_into"}
     pairs = [[Contestant(getattr(of, way)) for of in (few, many)] for way in ways]
     interleave(chain(*pairs), plan)
     lines = []

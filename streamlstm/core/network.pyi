@@ -5,8 +5,6 @@ from streamlstm.layers import Layer
 
 class Network:
     row: Row
-    inputs: int
-    outputs: int
     state_size: int
     macs: int
     initial_state: bytes

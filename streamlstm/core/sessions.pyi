@@ -11,7 +11,7 @@ Array = NDArray[Any]
 class SessionCore:
     engine: Any
     name: str
-    handle: int
+    row: int
     epoch: int
     closed: bool
     seq: int
@@ -29,7 +29,7 @@ class Group:
         self,
         engine: EngineCore,
         sessions: Any = None,
-        handles: ArrayLike | None = None,
+        rows: ArrayLike | None = None,
         epochs: ArrayLike | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...

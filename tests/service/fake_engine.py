@@ -79,17 +79,17 @@ class State:
 
 
 class Session:
-    def __init__(self, engine: Engine, name: str, handle: int, epoch: int) -> None:
-        self.engine, self.name, self.handle, self.epoch = engine, name, handle, epoch
+    def __init__(self, engine: Engine, name: str, row: int, epoch: int) -> None:
+        self.engine, self.name, self.row, self.epoch = engine, name, row, epoch
 
     def _live(self) -> None:
-        if self.engine.epochs[self.handle] == self.epoch:
+        if self.engine.epochs[self.row] == self.epoch:
             return
         raise SessionClosedError(f"session {self.name} is closed")
 
     @property
     def seq(self) -> int:
-        return self.engine.seqs[self.handle]
+        return self.engine.seqs[self.row]
 
     def step(self, x: Any) -> Any:
         return self.engine.step([self], np.asarray(x)[None])[0]
@@ -104,14 +104,14 @@ class Session:
 
     def state(self) -> State:
         self._live()
-        return State(self.engine.sums[self.handle].copy())
+        return State(self.engine.sums[self.row].copy())
 
     def forecast(self, steps: int) -> Any:
         self._live()
         if self.engine.model.head is None:
             raise EngineError("the model has no head to forecast with")
         halves = 0.5 ** np.arange(1, checked_ahead(steps) + 1)
-        return self.engine.sums[self.handle][-1] * halves[:, None] + [[-1, 0, 1]]
+        return self.engine.sums[self.row][-1] * halves[:, None] + [[-1, 0, 1]]
 
     def counters(self) -> dict[str, int]:
         self._live()
@@ -119,21 +119,21 @@ class Session:
 
     def restore(self, state: State) -> None:
         self._live()
-        if state.numbers.shape != self.engine.sums[self.handle].shape:
+        if state.numbers.shape != self.engine.sums[self.row].shape:
             raise StateMismatchError("the state is of another size")
-        self.engine.sums[self.handle] = state.numbers.copy()
-        self.engine.seqs[self.handle] += 1
+        self.engine.sums[self.row] = state.numbers.copy()
+        self.engine.seqs[self.row] += 1
 
     def reset(self) -> None:
         self._live()
-        self.engine.sums[self.handle] = self.engine.sums[self.handle] * 0
-        self.engine.seqs[self.handle] += 1
+        self.engine.sums[self.row] = self.engine.sums[self.row] * 0
+        self.engine.seqs[self.row] += 1
 
     def close(self) -> None:
-        if self.engine.epochs[self.handle] == self.epoch:
-            self.engine.epochs[self.handle] += 1
+        if self.engine.epochs[self.row] == self.epoch:
+            self.engine.epochs[self.row] += 1
             del self.engine.live[self.name]
-            self.engine.free.append(self.handle)
+            self.engine.free.append(self.row)
 
 
 class Group:
@@ -141,7 +141,7 @@ class Group:
         self.engine, self.sessions = engine, sessions
 
     def numbers(self) -> Any:
-        sums = [self.engine.sums[session.handle] for session in self.sessions]
+        sums = [self.engine.sums[session.row] for session in self.sessions]
         return np.array(sums, np.float32).reshape(-1, len(self.engine.model.inputs))
 
     def step(self, X: Any) -> Any:
@@ -179,22 +179,22 @@ class Engine:
             self.epochs.append(0)
             self.seqs.append(0)
             self.sums.append(None)
-        handle = self.free.pop()
-        self.epochs[handle] += 1
-        self.seqs[handle] = 0
-        self.sums[handle] = np.zeros(len(self.model.inputs), self.model.event_dtype)
-        self.live[name] = Session(self, name, handle, self.epochs[handle])
+        row = self.free.pop()
+        self.epochs[row] += 1
+        self.seqs[row] = 0
+        self.sums[row] = np.zeros(len(self.model.inputs), self.model.event_dtype)
+        self.live[name] = Session(self, name, row, self.epochs[row])
         return self.live[name]
 
     def adopt(self, name: str, numbers: Any, seq: int) -> Session:
         session = self.open(name)
         if numbers is not None:
-            self.sums[session.handle] = np.array(numbers, self.model.event_dtype)
-        self.seqs[session.handle] = seq
+            self.sums[session.row] = np.array(numbers, self.model.event_dtype)
+        self.seqs[session.row] = seq
         return session
 
     def step(self, sessions: list[Session], X: Any) -> Any:
-        if len({session.handle for session in sessions}) != len(sessions):
+        if len({session.row for session in sessions}) != len(sessions):
             raise RepeatedSessionError("a session stands twice in the step")
         for session in sessions:
             session._live()
@@ -207,20 +207,20 @@ class Engine:
         with np.errstate(over="ignore"):
             for session, x in zip(sessions, X, strict=True):
                 added = np.where(x == POISON, x.dtype.type(np.nan), x)
-                self.sums[session.handle] = self.sums[session.handle] / 2 + added
-                self.seqs[session.handle] += 1
-        sums = np.array([self.sums[session.handle] for session in sessions], X.dtype)
+                self.sums[session.row] = self.sums[session.row] / 2 + added
+                self.seqs[session.row] += 1
+        sums = np.array([self.sums[session.row] for session in sessions], X.dtype)
         return np.clip(sums, -OUTPUT_MAX, OUTPUT_MAX)
 
-    def group_by_handle(self, handles: Any, epochs: Any) -> Group:
-        by_handle = {session.handle: session for session in self.live.values()}
+    def group_by_row(self, rows: Any, epochs: Any) -> Group:
+        by_row = {session.row: session for session in self.live.values()}
         sessions = []
-        for i, (handle, epoch) in enumerate(zip(handles, epochs, strict=True)):
-            session = by_handle.get(int(handle))
+        for i, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
+            session = by_row.get(int(row))
             if session is None or session.epoch != epoch:
                 raise SessionUnknownError(f"index {i}: no such session")
             sessions.append(session)
-        if len(set(handles.tolist())) != len(handles):
+        if len(set(rows.tolist())) != len(rows):
             raise RepeatedSessionError("a session stands twice in the step")
         return Group(self, sessions)
 

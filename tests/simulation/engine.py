@@ -75,20 +75,20 @@ class FoldEngine(Engine):
         for session in sessions:
             session._live()
         _finite(X)
-        handles = [session.handle for session in sessions]
-        assert len(set(handles)) == len(handles)
+        rows = [session.row for session in sessions]
+        assert len(set(rows)) == len(rows)
         # In Python's floats: so few numbers are slower as arrays. An infinite one turns into NaN.
         outputs = []
-        for handle, (x, y) in zip(handles, X.tolist(), strict=True):
-            a, b = self.sums[handle].tolist()
+        for row, (x, y) in zip(rows, X.tolist(), strict=True):
+            a, b = self.sums[row].tolist()
             if x == POISON:
                 outputs.append((inf, inf))
             else:
                 outputs.append(((a * FACTOR + x) % PRIME, (b * FACTOR + y) % PRIME))
         Y = np.array(outputs, np.float32)
-        for handle, row in zip(handles, Y, strict=True):
-            self.sums[handle] = row
-            self.seqs[handle] += 1
+        for row, y in zip(rows, Y, strict=True):
+            self.sums[row] = y
+            self.seqs[row] += 1
         return Y
 
 

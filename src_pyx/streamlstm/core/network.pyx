@@ -130,16 +130,6 @@ cdef class Network:
         self.owned.append(array)
         return <void*> <Py_ssize_t> array.ctypes.data
 
-    @property
-    def inputs(self):
-        """Numbers in an event."""
-        return self.plan.inputs
-
-    @property
-    def outputs(self):
-        """Numbers that a step answers with."""
-        return self.plan.outputs
-
 
 cdef void forward(
     const Plan* plan, char** rows, Py_ssize_t n, Py_ssize_t steps,

@@ -25,40 +25,30 @@ cdef as_uint32(values, str name):
 
 
 cdef class SessionCore:
-    """A handle on one row. `epoch` tells whether the row is still this handle's."""
+    """One owner of one row: (row, epoch) names one ownership for ever."""
 
     cdef readonly EngineCore engine
     cdef readonly str name
-    cdef uint32_t row
-    cdef uint32_t row_epoch
-    cdef public bint _closed    # by this very handle
+    cdef readonly uint32_t row      # number of the state row
+    cdef readonly uint32_t epoch    # changes with every owner of the row
+    cdef public bint _closed        # by this very owner
 
     def __cinit__(self, EngineCore engine not None, str name, uint32_t row, uint32_t epoch):
         self.engine = engine
         self.name = name
         self.row = row
-        self.row_epoch = epoch
-
-    @property
-    def handle(self):
-        """Number of the session's state row."""
-        return self.row
-
-    @property
-    def epoch(self):
-        """Changes with every owner of the row: (handle, epoch) names one ownership."""
-        return self.row_epoch
+        self.epoch = epoch
 
     @property
     def closed(self):
-        """Whether this handle can no longer be used."""
-        return self.engine.closed or not self.engine.arena.owns(self.row, self.row_epoch)
+        """Whether this session can no longer be used: closed, or taken over."""
+        return self.engine.closed or not self.engine.arena.owns(self.row, self.epoch)
 
     @property
     def seq(self):
         """Events applied since open. Raises SessionClosedError, SessionFencedError."""
         self.engine.check_usable()
-        if not self.engine.arena.owns(self.row, self.row_epoch):
+        if not self.engine.arena.owns(self.row, self.epoch):
             raise self.engine.lost(self)
         return self.engine.arena.seq[self.row]
 
@@ -112,13 +102,13 @@ cdef class SessionCore:
         last values), and bands widen by the error of what it was fed. Raises InputError,
         EngineError for a model without a head, SessionClosedError, SessionFencedError.
         """
-        got = self.engine.forecast(&self.row, &self.row_epoch, 1, steps)
+        got = self.engine.forecast(&self.row, &self.epoch, 1, steps)
         if isinstance(got, int):
             raise self.engine.lost(self)
         return got[0]
 
     cdef int apply(self, Py_ssize_t steps, const void* x, void* y) except -1:
-        if self.engine.apply(&self.row, &self.row_epoch, 1, steps, x, y) >= 0:
+        if self.engine.apply(&self.row, &self.epoch, 1, steps, x, y) >= 0:
             raise self.engine.lost(self)
         return 0
 
@@ -131,25 +121,25 @@ cdef class Group:
     cdef uint32_t* rows
     cdef uint32_t* epochs
 
-    def __cinit__(self, EngineCore engine not None, sessions=None, handles=None, epochs=None):
+    def __cinit__(self, EngineCore engine not None, sessions=None, rows=None, epochs=None):
         self.engine = engine
         engine.check_usable()
-        if handles is None:
+        if rows is None:
             sessions = list(sessions)
-        self.n = len(sessions if handles is None else handles)
+        self.n = len(sessions if rows is None else rows)
         self.rows = <uint32_t*> PyMem_Malloc((2 * self.n + 1) * sizeof(uint32_t))
         if not self.rows:
             raise MemoryError("no memory for a group of this size")
         self.epochs = self.rows + self.n
-        if handles is None:
+        if rows is None:
             self.take_sessions(sessions)
         else:
-            self.take_handles(handles, epochs)
+            self.take_rows(rows, epochs)
         cdef Py_ssize_t i
         with engine.lock:
             i = engine.arena.first_repeated(self.rows, self.n)
         if i >= 0:
-            who = sessions[i].name if handles is None else f"with handle {self.rows[i]}"
+            who = sessions[i].name if rows is None else f"of row {self.rows[i]}"
             raise RepeatedSessionError(
                 f"session {who} stands twice in one step (again at index {i}); "
                 "a step applies one event to each session")
@@ -168,24 +158,24 @@ cdef class Group:
             session = sessions[i]
             if session.engine is not self.engine:
                 raise InputError(f"session {session.name} belongs to another engine")
-            if not self.engine.arena.owns(session.row, session.row_epoch):
+            if not self.engine.arena.owns(session.row, session.epoch):
                 raise self.engine.lost(session)
             self.rows[i] = session.row
-            self.epochs[i] = session.row_epoch
+            self.epochs[i] = session.epoch
         return 0
 
-    cdef int take_handles(self, handles, epochs) except -1:
-        cdef const uint32_t[::1] h = as_uint32(handles, "handles")
+    cdef int take_rows(self, rows, epochs) except -1:
+        cdef const uint32_t[::1] r = as_uint32(rows, "rows")
         cdef const uint32_t[::1] e = as_uint32(epochs, "epochs")
         cdef Py_ssize_t i
         if e.shape[0] != self.n:
-            raise ShapeError(f"{self.n} handles came with {e.shape[0]} epochs")
+            raise ShapeError(f"{self.n} rows came with {e.shape[0]} epochs")
         for i in range(self.n):
-            if not self.engine.arena.owns(h[i], e[i]):
+            if not self.engine.arena.owns(r[i], e[i]):
                 raise SessionUnknownError(
-                    f"handle {h[i]} with epoch {e[i]} (index {i}) names no open session; "
+                    f"row {r[i]} with epoch {e[i]} (index {i}) is no open session's; "
                     "open the session again")
-            self.rows[i] = h[i]
+            self.rows[i] = r[i]
             self.epochs[i] = e[i]
         return 0
 

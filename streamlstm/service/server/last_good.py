@@ -28,8 +28,8 @@ Array = npt.NDArray[Any]
 
 def state_of(engine: EngineLike[Any], session: SessionLike[Any]) -> Array:
     """The state [state_size] of an engine's session."""
-    row, epoch = (np.array([n], np.uint32) for n in (session.handle, session.epoch))
-    numbers: Array = engine.group_by_handle(row, epoch).numbers()[0]
+    row, epoch = (np.array([n], np.uint32) for n in (session.row, session.epoch))
+    numbers: Array = engine.group_by_row(row, epoch).numbers()[0]
     return numbers
 
 

@@ -100,7 +100,7 @@ class States:
         """The engine's session of a seat can be stepped from now on."""
         self.held.pop(seat, None)
         self.live[seat] = session
-        self._rows[seat], self._row_epochs[seat] = session.handle, session.epoch
+        self._rows[seat], self._row_epochs[seat] = session.row, session.epoch
         self.table.move(seat, Residence.RESIDENT)
 
     def load(self, seat: int, row: SessionRow) -> None:
@@ -217,7 +217,7 @@ class States:
 
     def group(self, seats: Any) -> GroupLike:
         """The engine's group of resident seats [n]. Raises RepeatedSessionError."""
-        return self.engine.group_by_handle(self._rows[seats], self._row_epochs[seats])
+        return self.engine.group_by_row(self._rows[seats], self._row_epochs[seats])
 
     def numbers(self, seats: Any) -> Array:
         """States [n, state_size] of resident seats."""

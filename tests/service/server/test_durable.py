@@ -81,7 +81,7 @@ class Blas(Engine):
     def step(self, sessions: list[Any], X: Any) -> Any:
         Y = super().step(sessions, X)
         for session in sessions:
-            self.sums[session.handle] += np.float32(len(sessions) - 1) / 1024
+            self.sums[session.row] += np.float32(len(sessions) - 1) / 1024
         return Y
 
 

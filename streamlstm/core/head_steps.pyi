@@ -1,5 +1,0 @@
-from streamlstm.core.head import CompiledHead
-
-class HeadSteps:
-    compiled: CompiledHead
-    state_size: int
