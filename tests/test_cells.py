@@ -327,6 +327,38 @@ def test_a_layer_kind_without_a_bound_can_not_be_made():
         Forgetful(np.ones((1, 1)), np.ones(1))
 
 
+COLUMN = np.array([[1.0], [2], [3], [-4]])
+FLAT = np.array([0.0, 0, -6, 1])
+LIMIT = layers.SATURATION
+
+
+@pytest.mark.parametrize(
+    ("layer", "reach", "bound"),
+    [
+        (sl.Dense(np.array([[1.0, -2], [3, 0]]), np.array([0.5, -4])), (3, 4), None),
+        (sl.Dense(np.eye(2), np.zeros(2), activation="tanh"), (1, 0), 1),
+        (sl.Activation("relu", 3), (1, 0), None),
+        (sl.Activation("softmax", 3), (1, 0), 1),
+        (sl.Embedding(np.array([[1.0, -7], [2, 3]])), (0, 7), None),
+        (sl.LSTM(COLUMN, COLUMN, FLAT), (4, 4 * LIMIT + 6), 1),
+        (sl.LSTM(COLUMN, COLUMN, FLAT, output_function="relu"), (4, 4 * LIMIT + 6), LIMIT),
+        (
+            sl.LSTM(COLUMN, COLUMN, FLAT, peep=np.array([0, -9.0, 0]), norm=5 * np.ones(4)),
+            (4, 13 * LIMIT + 5 + 6),
+            1,
+        ),
+        (
+            sl.GRU(COLUMN[:3], COLUMN[:3], FLAT[:3], b_n=np.array([-8.0])),
+            (3, 3 * LIMIT + 8 + 6),
+            LIMIT,
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, layers.Layer) else None,
+)
+def test_how_far_a_layers_sums_reach(layer, reach, bound):
+    assert (layer.reach(), layer.bound()) == (reach, bound)
+
+
 def test_layer_norm_of_the_largest_event(dtype):
     """Sums far beyond a norm's reach saturate before it; none overflows into NaN."""
     cell = sl.LSTM(np.ones((4 * H, 1)), np.zeros((4 * H, H)), np.zeros(4 * H), norm=np.ones(4 * H))

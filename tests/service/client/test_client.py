@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -36,6 +38,39 @@ def embedded(model_path: Path) -> Callable[[], Any]:
     engine = sl.Engine(sl.load(model_path))
     names = iter(range(10_000))
     return lambda: engine.open(str(next(names)))
+
+
+def test_h_and_c_of_another_runtime(client: sl.Client, model_path: Path) -> None:
+    model = sl.load(model_path)
+    h, c = (np.full((1, 1, *sizes), 0.25) for sizes in zip(*model.state_sizes, strict=True))
+    with client.open("from elsewhere") as session, sl.Engine(model) as engine:
+        session.step(X[0])
+        session.restore(sl.State.of(model, h=h, c=c, seq=41))
+        twin = engine.open("twin")
+        twin.restore(h=h, c=c)
+        assert session.seq == 2  # a change like an event: what was acknowledged stays counted
+        np.testing.assert_array_equal(session.step(X[1]), twin.step(X[1]))
+        with pytest.raises(errors.ShapeError):
+            session.restore(sl.State.of(model, h=h[..., 1:], c=c))
+        assert session.seq == 3
+
+
+def test_what_is_shown_is_one_line_and_nothing_is_copied(client: sl.Client) -> None:
+    with client.open("shown") as session:
+        group = client.group([session])
+        for thing, line, way_out in (
+            (client, f"<Client of {client.address}: 'pump'>", "connect another one"),
+            (session, "<RemoteSession 'shown' of 'pump', seq 0>", "open.name, resume=True"),
+            (group, "<RemoteGroup of 1 session of 'pump'>", "client.group"),
+        ):
+            assert repr(thing) == line
+            for make in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(errors.StreamLSTMError, match=way_out):
+                    make(thing)
+    unconnected = sl.AsyncClient("tcp://127.0.0.1:1")
+    assert repr(unconnected) == "<AsyncClient of tcp://127.0.0.1:1: no model known yet>"
+    with pytest.raises(errors.ServiceError, match="connect another one"):
+        copy.copy(unconnected)
 
 
 def test_a_remote_session_looks_like_an_embedded_one(
