@@ -197,13 +197,13 @@ class Operation:
 
     reply: names of the values that follow the id in its "ok" reply. mark: begins the digests by
     which its repeats are known, where it changes a session and takes a number of its seq; stored,
-    so never to be changed. verb: of its record in the journal, if it has one.
+    so never to be changed. -1: it changes none. verb: of its record in the journal, if it has one.
     """
 
     name: str
     fields: type[Fields]
     reply: tuple[str, ...]
-    mark: int | None = None
+    mark: int = -1
     verb: str | None = None
     checks: tuple[tuple[str, Check], ...] = field(init=False, repr=False)
 
@@ -215,7 +215,7 @@ class Operation:
     @property
     def changes(self) -> bool:
         """Whether it takes a number."""
-        return self.mark is not None
+        return self.mark >= 0
 
     @property
     def to_session(self) -> bool:

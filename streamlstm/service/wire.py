@@ -306,7 +306,7 @@ class Encoder:
     def request(self, op: str, ident: Ident, fields: tuple[Any, ...]) -> bytes:
         return self._pack((VERSION, op, ident, *fields))
 
-    def ok(self, ident: Ident, *values: object) -> bytes:
+    def ok(self, ident: Ident, values: tuple[object, ...]) -> bytes:
         return self._pack((VERSION, "ok", ident, *values))
 
     def error(self, ident: Ident, error: StreamLSTMError, **details: object) -> bytes:

@@ -499,7 +499,7 @@ def test_a_look_whose_answer_can_not_be_read(client: ClientProtocol, op: str, an
     session = told(talk, client, client.open("a", None, False, now=0.0)).result
     args = [2] if op == "forecast" else []
     call = client.control(session, operations.OPERATIONS[op], *args, now=0.0)
-    client.receive(wire.Encoder().ok(call.ident, 0, answer), 0.0)
+    client.receive(wire.Encoder().ok(call.ident, (0, answer)), 0.0)
     assert isinstance(call.error, ProtocolError)
 
 
@@ -514,7 +514,7 @@ def test_a_hello_whose_head_can_not_be_read(client: ClientProtocol, text: str) -
     ((_, reply),) = talk.protocol.step(0.0)
     info = msgpack.unpackb(reply)[3]
     info["models"][0]["head"] = text
-    client.receive(wire.Encoder().ok(call.ident, info), 0.0)
+    client.receive(wire.Encoder().ok(call.ident, (info,)), 0.0)
     assert not client.models
     assert isinstance(call.error, ProtocolError)
 
@@ -527,7 +527,7 @@ def test_a_hello_whose_dtype_is_none(client: ClientProtocol, dtype: Any) -> None
     ((_, reply),) = talk.protocol.step(0.0)
     info = msgpack.unpackb(reply)[3]
     info["models"][0]["dtype"] = dtype
-    client.receive(wire.Encoder().ok(call.ident, info), 0.0)
+    client.receive(wire.Encoder().ok(call.ident, (info,)), 0.0)
     assert isinstance(call.error, ProtocolError)
 
 

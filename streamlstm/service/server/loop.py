@@ -34,6 +34,7 @@ class Loop:
         self._port = port
         self._clock = clock
         self._stopping = False
+        self._now = 0.0  # the last turn's
 
     def stop(self) -> None:
         """Ask `run` to drain and return. Safe in signal handlers and from other threads."""
@@ -41,12 +42,12 @@ class Loop:
 
     def run(self) -> None:
         """Serve until stopped. Raises StoreError: the server must end."""
-        protocol, clock = self._protocol, self._clock
-        next_tick_s = clock() + TICK_S
+        protocol = self._protocol
+        next_tick_s = self._clock() + TICK_S
         while not self._stopping:
             self._turn()
-            if clock() >= next_tick_s and not protocol.pending and self._port.is_empty:
-                next_tick_s = clock() + TICK_S
+            if self._now >= next_tick_s and not protocol.pending and self._port.is_empty:
+                next_tick_s = self._now + TICK_S
                 self._tick()
         log("draining", pending=protocol.pending)
         self._finish()
@@ -60,7 +61,8 @@ class Loop:
         for peer, frames in port.receive(budget, wait=not pending):
             protocol.receive(peer, frames)
             received += 1
-        if protocol.deliver(protocol.step(self._clock()), port.send):
+        self._now = self._clock()
+        if protocol.deliver(protocol.step(self._now), port.send):
             log("overrun", level="warning", overruns=protocol.meters.overruns)
         return received
 

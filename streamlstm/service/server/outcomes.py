@@ -49,7 +49,7 @@ class Outcomes:
         outcomes, self._list = self._list, []
         return outcomes
 
-    def done(self, request: Request, *values: object) -> None:
+    def done(self, request: Request, values: tuple[object, ...]) -> None:
         peer = request.peer
         self._list.append(Done(peer.address, request.ident, values))
         self._rounds.done(request)

@@ -130,7 +130,7 @@ class ServerProtocol:
         for outcome in self.shard.turn(now):
             if type(outcome) is Done:
                 address, ident, values = outcome
-                frames.append((address, self._encoder.ok(ident, *values)))
+                frames.append((address, self._encoder.ok(ident, values)))
             else:
                 frames.append((outcome.address, self._encoded(outcome)))
         self.meters.replies += len(frames)

@@ -90,6 +90,7 @@ class Sessions:
         self._live = self.states.live
         self._x = np.zeros(self.inputs, self.dtype)  # one event and its output, and their bytes
         self._y = np.zeros(len(self.model.outputs), self.dtype)
+        self._y_numbers = self._y.data
         self._x_bytes, self._y_bytes = self._x.data.cast("B"), self._y.data.cast("B")
 
     # --- changes ---
@@ -106,7 +107,7 @@ class Sessions:
         meters.events += 1
         meters.micro_batches += 1
         known_by = digest(STEP, x)
-        if not all_finite(self._y.data):
+        if not all_finite(self._y_numbers):
             seq = self.changes.commit_change(seat, known_by, self._y_bytes, None)
             self.states.quarantine([seat])
             raise QuarantinedError(seq)

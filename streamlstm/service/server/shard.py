@@ -169,7 +169,7 @@ class Shard:
         except Exception as error:
             self.outcomes.failed(request, error)
         else:
-            self.outcomes.done(request, *values)
+            self.outcomes.done(request, values)
 
     def evict(self) -> None:
         """End sessions idle longer than the time-to-live; the next `turn` tells the owners.

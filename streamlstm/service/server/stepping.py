@@ -44,7 +44,7 @@ def step_one(outcomes: Outcomes, request: Request) -> None:
         if x is not None:
             sessions, seat = request.sessions, request.seat
             y = bytes(sessions.step(seat, x))
-            outcomes.done(request, sessions.table.row_seqs[seat], y)
+            outcomes.done(request, (sessions.table.row_seqs[seat], y))
     except Exception as error:
         outcomes.failed(request, error)
 
@@ -61,7 +61,7 @@ def admitted(outcomes: Outcomes, request: Request) -> bytes | None:
     last, seq = table.row_seqs[seat], fields.seq
     if seq is not None and seq != last + 1:
         y = sessions.answers.find(seat, seq, digest(STEP, x), last)
-        outcomes.done(request, seq, y)
+        outcomes.done(request, (seq, y))
         return None
     if fields.deadline is not None:
         outcomes.check_deadline(fields.deadline)
@@ -111,7 +111,7 @@ def _step_events(
         if request.seat in held:
             outcomes.failed(request, QuarantinedError(seq))
         else:
-            outcomes.done(request, seq, y.tobytes())
+            outcomes.done(request, (seq, y.tobytes()))
 
 
 def _step_apart(
