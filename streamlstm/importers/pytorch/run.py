@@ -242,7 +242,7 @@ def other_calls(parts: Sequence[Part], way: Way) -> list[str]:
 
     called: set[str] = set()
 
-    class Calls(TorchFunctionMode):
+    class Calls(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(
             self,
             func: Any,
