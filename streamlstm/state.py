@@ -46,7 +46,8 @@ class State:
 
         h: of all recurrent layers, the lowest first: [layers, H] or, as PyTorch and ONNX have it,
         with an axis of 1 for the batch or the direction anywhere; or a list with an array for each
-        layer. c: the same of the LSTM layers. seq: number of the last event that went into it.
+        layer. c: the same of the LSTM layers; of a GRU none, or an empty one.
+        seq: number of the last event that went into it.
         Raises StateMismatchError, ShapeError, DtypeError, NonFiniteError.
         """
         if model.head is not None:
@@ -147,7 +148,7 @@ def _per_layer(what: str, given: Any, sizes: Sequence[int]) -> list[Array]:
     # A list of numbers is one vector, as JSON has it.
     listed = isinstance(given, (list, tuple)) and not all(isinstance(a, Real) for a in given)
     arrays = [] if given is None else list(given) if listed else _stacked(given, len(sizes))
-    found = [_without_ones(a) for a in arrays]
+    found = [a for a in map(_without_ones, arrays) if a.size]  # a GRU's c is empty
     if [a.shape for a in found] == [() if size == 1 else (size,) for size in sizes]:
         return [a.reshape(-1) for a in found]
     wanted = f"[{len(sizes)}, {sizes[0]}]" if len(set(sizes)) == 1 else f"vectors of {[*sizes]}"

@@ -111,6 +111,23 @@ def test_what_others_keep_them_in(engine):
         assert one.seq == 2**62 + 1
 
 
+def test_what_is_taken_out_goes_in_again():
+    rng = np.random.default_rng(2)
+    layers = [lstm(rng, 2, 4), gru(rng, 4, 3), lstm(rng, 3, 5), dense(rng, 5, 1)]
+    with sl.Engine(sl.Model(layers)) as engine:
+        session, again = engine.open("a"), engine.open("b")
+        session.run(RNG.standard_normal((6, 2)))
+        state = session.state()
+        h, c = ([get(k) for k in range(3)] for get in (state.h, state.c))
+        again.restore(h=h, c=c, seq=state.seq)
+        assert again.seq == 6
+        assert again.step([1, 2]).tobytes() == session.step([1, 2]).tobytes()
+        with pytest.raises(ShapeError, match="c of one session"):
+            again.restore(h=h, c=[c[0], c[1]])
+        with pytest.raises(ShapeError, match="h of one session"):
+            again.restore(h=[h[0], [], h[2]], c=c)
+
+
 def test_other_refusals(engine):
     session, h, c = moved(engine)
     for wrong in (np.nan, np.inf, 1e16):
