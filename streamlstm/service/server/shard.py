@@ -221,7 +221,8 @@ class Shard:
         owned: dict[Peer, int] = {}
         for sessions in self.tables:
             sessions.check()
-            for peer in sessions.table.peers:
+            for seat in sessions.table.by_name.values():
+                peer = sessions.table.peers[seat]
                 if peer is not None:
                     owned[peer] = owned.get(peer, 0) + 1
         for peer, count in owned.items():

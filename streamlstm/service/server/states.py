@@ -275,16 +275,17 @@ class States:
 
     def check(self) -> None:
         """What holds between two turns. Raises AssertionError."""
-        residence = self.table.residence
-        resident = np.flatnonzero(residence == RESIDENT)
-        live = [seat for seat, session in enumerate(self.live) if session is not None]
-        assert live == resident.tolist(), "residence and the engine's sessions differ"
-        assert len(self.engine) == len(live), "the engine has a session that nobody has"
-        assert sorted(self.held) == np.flatnonzero(residence == QUARANTINED).tolist()
-        for seat in live:
-            session = self.live[seat]
-            assert session is not None
-            assert session.name == self.table.names[seat]
-            assert session.seq == self.table.row_seqs[seat], f"seqs of {session.name!r} differ"
-        if self.journal is None:
-            assert not (residence == SPILLED).any(), "a state is nowhere"
+        table = self.table
+        resident = held = 0
+        for name, seat in table.by_name.items():
+            residence, session = table.residence[seat], self.live[seat]
+            assert (residence == RESIDENT) == (session is not None), f"no residence of {name!r}"
+            assert (residence == QUARANTINED) == (seat in self.held)
+            assert residence != SPILLED or self.journal is not None, "a state is nowhere"
+            held += residence == QUARANTINED
+            if session is not None:
+                resident += 1
+                assert session.name == name
+                assert session.seq == table.row_seqs[seat], f"seqs of {name!r} differ"
+        assert len(self.held) == held, "a state is held for nobody"
+        assert len(self.engine) == resident, "the engine has a session that nobody has"

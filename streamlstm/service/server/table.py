@@ -254,10 +254,15 @@ class SessionTable:
 
     def check(self) -> None:
         """What holds between two messages. Raises AssertionError."""
-        assert all(self.names[seat] == name for name, seat in self.by_name.items())
-        seats = np.flatnonzero(self.residence != ENDED)
-        assert sorted(self.by_name.values()) == seats.tolist(), "a seat has no session"
-        assert len(self._free) + len(seats) == self.seats, "a seat is lost"
-        numbers = [0 if peer is None else peer.number for peer in self.peers]
-        assert self.owners.tolist() == numbers, "an owner's number is another peer's"
-        assert not (self.residence == FRESH).any(), "a session's state never came"
+        owned = 0
+        for name, seat in self.by_name.items():
+            peer = self.peers[seat]
+            owned += peer is not None
+            assert self.names[seat] == name
+            assert self.residence[seat] != FRESH, f"the state of {name!r} never came"
+            number = 0 if peer is None else peer.number
+            assert self.owners[seat] == number, "an owner's number is another peer's"
+        assert np.count_nonzero(self.owners) == owned, "an owner's number is another peer's"
+        sitting = sorted(self.by_name.values())
+        assert np.flatnonzero(self.residence).tolist() == sitting, "a seat has no session"
+        assert len(self._free) + len(sitting) == self.seats, "a seat is lost"
