@@ -76,7 +76,8 @@ class Place(Protocol):
 
     @property
     def session(self) -> SessionLike[Any]: ...
-    def put(self, state: bytes) -> None: ...  # instead of the session's
+    def numbers(self) -> Array: ...  # the state [state_size] as it is
+    def put(self, state: bytes) -> None: ...  # another one instead
 
 
 class AskedPlace(Place, Protocol):
@@ -84,8 +85,6 @@ class AskedPlace(Place, Protocol):
 
     bounds: Bounds
     read_state: Callable[[bytes], Any]
-
-    def numbers(self) -> Array: ...  # the state [state_size] as it is
 
 
 class WasReset(NamedTuple):

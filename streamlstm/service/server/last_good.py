@@ -54,7 +54,7 @@ def last_good(
     finally:
         for each in replays.values():
             each.session.close()
-    return {id: each.numbers for id, each in replays.items()}
+    return {id: each.good for id, each in replays.items()}
 
 
 class _Replay:
@@ -67,10 +67,10 @@ class _Replay:
         self._engine = engine
         self._dtype = np.dtype(engine.model.event_dtype)
         self._inputs = len(engine.model.inputs)
-        self._good = True
+        self._goes_on = True
         self._seq = 0 if row is None else row.seq
         self._name = name
-        self.numbers: Array | None = None
+        self.good: Array | None = None
         self.put(None if row is None else row.state or None)
 
     def step(self, change: Stepped | SteppedTogether, index: int) -> None:
@@ -96,19 +96,22 @@ class _Replay:
         return np.frombuffer(X, self._dtype).reshape(-1, self._inputs)
 
     def put(self, state: bytes | None) -> None:
-        if self.numbers is not None:
+        if self.good is not None:
             self.session.close()
         numbers = None if state is None else np.frombuffer(state, self._dtype)
         self.session = self._engine.adopt(self._name, numbers, self._seq)
-        self.numbers = state_of(self._engine, self.session)
+        self.good = self.numbers()
+
+    def numbers(self) -> Array:
+        return state_of(self._engine, self.session)
 
     def _move(self, first: int, count: int, change: Callable[[], object]) -> None:
-        if not self._good or first != self._seq + 1:
+        if not self._goes_on or first != self._seq + 1:
             return
         with suppress(NonFiniteError):
             change()
-        numbers = state_of(self._engine, self.session)
-        self._good = bool(np.isfinite(numbers).all())
-        if self._good:
-            self.numbers = numbers
+        numbers = self.numbers()
+        self._goes_on = bool(np.isfinite(numbers).all())
+        if self._goes_on:
+            self.good = numbers
             self._seq += count
