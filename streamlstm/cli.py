@@ -17,6 +17,7 @@ from streamlstm import __version__
 from streamlstm.commands.arguments import EXIT_CODES
 from streamlstm.commands.lines import complain
 from streamlstm.errors import StreamLSTMError
+from streamlstm.wording import refusal
 
 COMMANDS: Final = {
     "train": "train",
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error.command_line)
         return 1
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        complain(refusal(error))
         return 1
     except KeyboardInterrupt:
         return 130

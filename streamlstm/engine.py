@@ -72,9 +72,11 @@ class Engine(EngineCore):
         if not isinstance(model, Model):
             raise ModelError(f"an Engine takes a Model, got {type(model).__name__}; see sl.load")
         if not 1 <= max_sessions <= MAX_SESSIONS:
-            raise CapacityError(f"max_sessions is {max_sessions}; give 1 to {MAX_SESSIONS}")
+            told = f"is {max_sessions}; give 1 to {MAX_SESSIONS}"
+            raise CapacityError(f"max_sessions {told}", command_line=f"--max-sessions {told}")
         if not 1 <= threads <= MAX_THREADS:
-            raise EngineError(f"threads is {threads}; give 1 to {MAX_THREADS}")
+            told = f"is {threads}; give 1 to {MAX_THREADS}"
+            raise EngineError(f"threads {told}", command_line=f"--threads {told}")
         network, largest, head = made_ready(model)
         return super().__new__(cls, network, max_sessions, threads, largest, model.vocabulary, head)
 

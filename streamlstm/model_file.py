@@ -150,8 +150,10 @@ def read(path: str | os.PathLike[str]) -> Read:
 
 def damaged(path: str, error: Exception) -> ModelFileError:
     """What to say of one of INVALID."""
+    what = f"{path} is damaged: {type(error).__name__}: {error}"
     return ModelFileError(
-        f"{path} is damaged: {type(error).__name__}: {error}; write it again with model.save"
+        f"{what}; write it again with model.save",
+        command_line=f"{what}; write it again with streamlstm train or import",
     )
 
 
@@ -204,6 +206,7 @@ def _layer(k: int, spec: dict[str, Any], tensors: dict[str, Array]) -> Layer:
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Array]]:
+    open(path, "rb").close()  # safe_open's own OSError has neither number nor file
     try:
         with safe_open(path, framework="numpy") as f:
             metadata = f.metadata() or {}

@@ -20,6 +20,7 @@ from streamlstm.model import Model
 from streamlstm.state import State
 from streamlstm.store import Reader, SessionRow, Store, open_store, read_store
 from streamlstm.store.directory import server_of
+from streamlstm.wording import counted
 
 
 class Engine(Protocol):
@@ -119,6 +120,6 @@ def refuse_journal(store: Reader) -> None:
     if store.records:
         raise StoreError(
             f"the server of {Path(store.path).parent} did not end by itself, and its journal has "
-            f"{store.records} records to be replayed: start it once with this directory and stop "
-            "it with SIGTERM"
+            f"{counted(store.records, 'record')} to be replayed: start it once with this "
+            "directory and stop it with SIGTERM"
         )

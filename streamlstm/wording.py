@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
+_DONE: Final = {
+    errno.ENOENT: ("read", "there is no such file"),
+    errno.EISDIR: ("read", "it is a folder"),
+    errno.ENOTDIR: ("read", "a part of its path is a file, and no folder"),
+    errno.ENOSPC: ("written", "no space is left"),
+    errno.EDQUOT: ("written", "the quota is used up"),
+    errno.EFBIG: ("written", "it would be larger than files may be"),
+}
+
 
 def counted(count: int, noun: str) -> str:
     """How many of what: "1 input", "2 inputs"."""
@@ -11,6 +23,14 @@ def counted(count: int, noun: str) -> str:
 def reason(error: Exception) -> str:
     """Why the system refused something, without the number of its error and the file's name."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def refusal(error: OSError) -> str:
+    """What the system refused, in a sentence; one of ours as it stands."""
+    if error.errno is None:
+        return str(error)
+    done, why = _DONE.get(error.errno, ("used", reason(error)))
+    return f"{error.filename or 'a file or stdout'} can't be {done}: {why}"
 
 
 def sized(count: int) -> str:

@@ -539,6 +539,18 @@ def test_a_model_without_a_head_is_refused(run):
     assert not Path("scores.csv").exists()
 
 
+def test_scores_outlive_an_input_that_is_gone(run):
+    command = ("flow.csv", "--model", "flow.safetensors")
+    assert run(*command)[0] == 0
+    before = Path("scores.csv").read_text()
+    Path("flow.csv").rename("moved.csv")
+    assert run(*command)[::2] == (
+        1,
+        "streamlstm: flow.csv can't be read: there is no such file\n",
+    )
+    assert Path("scores.csv").read_text() == before
+
+
 def test_what_ended_by_an_error_may_be_started_again(run):
     rows = Path("flow.csv").read_text()
     Path("flow.csv").write_text(rows.replace("flow", "level", 1))

@@ -14,7 +14,7 @@ import pytest
 
 import streamlstm as sl
 from heads import holed
-from streamlstm import cli
+from streamlstm import cli, saved_sessions
 from test_detect import HEAD, last_value, text
 
 ROWS = 400
@@ -103,6 +103,22 @@ def test_a_kill_costs_a_second_at_most(lines):
     assert got == wanted[len(wanted) - len(got) :]
     # A row that made no step, such as a late one, is not remembered, and may be answered again.
     assert len(wanted) - 1 - len(got) <= kept
+
+
+def test_what_is_remembered_has_its_scores_in_the_file(lines, monkeypatch):
+    """So that a kill at any moment loses none."""
+    Path("flow.csv").write_text("\n".join(lines) + "\n")
+    write, seen = saved_sessions.write, []
+
+    def watched(engine, store):
+        write(engine, store)
+        seen.append((engine["flow"].seq, Path("scores.csv").read_text().count("\n") - 1))
+
+    monkeypatch.setattr(saved_sessions, "write", watched)
+    monkeypatch.setattr("streamlstm.commands.detect.SAVE_S", 0.0)
+    assert cli.main(["detect", "flow.csv", *MODEL, "--state", "state"]) == 0
+    assert len(seen) > 2
+    assert all(rows >= steps for steps, rows in seen)
 
 
 def test_scores_are_added_to_those_that_are_there(lines, capsys):

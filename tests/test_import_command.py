@@ -246,7 +246,7 @@ def test_data(run, more, steps):
             "flow,x1,x2\n1,2,3\n",
             "the header lacks the model's input x0; it has flow, x1, x2",
         ),
-        (None, "events.csv: No such file or directory"),
+        (None, "events.csv can't be read: there is no such file"),
     ],
 )
 def test_data_that_is_refused(run, text, sentence):
@@ -314,14 +314,14 @@ def test_a_folder_that_is_not_there(run, tmp_path):
 
 def test_endings_and_files_that_are_not_there(run):
     code, _, err = run("import", "none.onnx", "--list")
-    assert (code, err) == (1, "streamlstm: no such file: none.onnx\n")
+    assert (code, err) == (1, "streamlstm: none.onnx can't be read: there is no such file\n")
     Path("notes.txt").touch()
     for command in (("import", "notes.txt", "--list"), ("inspect", "notes.txt")):
         code, _, err = run(*command)
         assert code == 1
         assert err.startswith("streamlstm: notes.txt has an unknown ending; files ending in .pt,")
     code, _, err = run("inspect", "none.onnx")
-    assert (code, err) == (1, "streamlstm: no such file: none.onnx\n")
+    assert (code, err) == (1, "streamlstm: none.onnx can't be read: there is no such file\n")
 
 
 # -- inspect ---------------------------------------------------------------------------------------

@@ -133,9 +133,47 @@ def test_export(
         twin.restore(state)
         assert session.step([1, 2, 3]).tobytes() == twin.step([1, 2, 3]).tobytes()
     assert sl.State.from_bytes(file.read_bytes()).seq == 7
-    assert "No such file" in refused(
+    assert "there is no folder" in refused(
         capsys, directory, "pump-1", "--export", tmp_path / "nowhere" / "x"
     )
+
+
+def test_an_export_goes_over_its_own_file_only(
+    directory: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "a.state"
+    for _ in range(2):
+        assert sessions(capsys, directory, "pump-1", "--export", file)[0] == 0
+    kept = file.read_bytes()
+    # Of another session; and of nobody's.
+    assert "is there, and is not" in refused(
+        capsys, directory, "pump-2", "--model", "eee", "--export", file
+    )
+    assert file.read_bytes() == kept
+    file.write_text("mine")
+    assert "is there, and is not" in refused(capsys, directory, "pump-1", "--export", file)
+    assert file.read_text() == "mine"
+    assert sessions(capsys, directory, "pump-1", "--export", file, "--force")[0] == 0
+    assert file.read_bytes() == kept
+
+
+def test_names_do_not_move_the_cursor(directory: Path, tmp_path: Path, capsys: Capture) -> None:
+    name = "valve\x1b[2J"
+    for argv in ([], [name], [name, "--export", tmp_path / "x"], [name, "--remove"], [name]):
+        _, out, err = sessions(capsys, directory, *argv)
+        assert "\x1b" not in out + err
+        assert "valve\\x1b[2J" in out + err
+
+
+def test_one_is_no_plural(directory: Path, capsys: Capture) -> None:
+    with closing(open_store(directory, "async")) as store:
+        store.delete([2, 3, 4])
+        store.append(b"record")
+        store.commit()
+    _, out, err = sessions(capsys, directory, "--check")
+    assert out == "1 session and 1 journal record, all whole\n"
+    assert err == "streamlstm: the journal has 1 record behind the rows\n"
+    assert "has 1 record to be replayed" in refused(capsys, directory, "pump-1", "--remove")
 
 
 def test_which_session(directory: Path, capsys: Capture) -> None:

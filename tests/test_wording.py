@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamlstm.wording import counted, lasting, reason, sized
+from streamlstm.wording import counted, lasting, reason, refusal, sized
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from streamlstm.wording import counted, lasting, reason, sized
         (lasting(200_000), "2 d 7 h"),
         (reason(FileNotFoundError(2, "No such file", "a")), "No such file"),
         (reason(OSError("just a sentence")), "just a sentence"),
+        (refusal(OSError("just a sentence")), "just a sentence"),
+        (refusal(FileNotFoundError(2, "x", "a.csv")), "a.csv can't be read: there is no such file"),
+        (refusal(IsADirectoryError(21, "x", "a")), "a can't be read: it is a folder"),
+        (refusal(OSError(28, "x")), "a file or stdout can't be written: no space is left"),
+        (refusal(PermissionError(13, "Not yours", "a")), "a can't be used: Not yours"),
     ],
 )
 def test_it_reads_well(said, wanted):

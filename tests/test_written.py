@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,12 @@ def test_places_that_can_not_be_written(here):
 def test_facts_and_sentences_fit_80_columns(here, monkeypatch, capsys):  # noqa: ARG001
     """In the width of the terminal, which is 80 where there is none."""
     from heads import holed  # noqa: PLC0415
+    from streamlstm.head import Residual  # noqa: PLC0415
     from test_detect import HEAD, last_value, text  # noqa: PLC0415
 
     monkeypatch.delenv("COLUMNS")
-    last_value(HEAD).save("flow.safetensors")
+    residual = Residual(mae=12345.678, std=23456.789, coverage=0.72)
+    last_value(replace(HEAD, residuals=(residual,) * HEAD.horizon)).save("flow.safetensors")
     Path("flow.csv").write_text(text(holed()))
     assert cli.main(["detect", "flow.csv", "--model", "flow.safetensors"]) == 0
     assert cli.main(["inspect", "flow.safetensors"]) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from streamlstm.commands.lines import printable, say
+from streamlstm.commands.lines import printable, say, wrapped
 from streamlstm.feature import Feature
 from streamlstm.head import Head
 from streamlstm.importers.source import Source
@@ -68,7 +68,8 @@ def show(model: Model) -> None:
     print("layers")
     for layer in model.layers:
         sizes = f"{layer.input_size:5} -> {layer.output_size:<5}"
-        print(f"  {layer.kind:10} {sizes} {', '.join(_options(layer))}".rstrip())
+        line = f"  {layer.kind:10} {sizes} {', '.join(_options(layer))}".rstrip()
+        print(wrapped(line, 13))
     for title, features in (("inputs", model.inputs), ("outputs", model.outputs)):
         print(title)
         for feature in features:
@@ -76,7 +77,7 @@ def show(model: Model) -> None:
     if model.head is not None:
         print("head")
         for what, text in _told_of_head(model.head):
-            print(f"  {what:10} {printable(text)}")
+            print(wrapped(f"  {what:10} {printable(text)}", 13))
 
 
 def say_assumed(source: Source) -> None:

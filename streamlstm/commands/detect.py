@@ -165,8 +165,8 @@ def _run(args: argparse.Namespace) -> int:
     with Stops() as stops, Engine(model) as engine, Kept(engine, args.state) as kept:
         counted = Counted(trained.last, keep=plot is not None)
         with (
+            csv_events.open_csv(args.csv) as source,  # before the scores there are let go
             scores_file(out, args, model.head) as write,
-            csv_events.open_csv(args.csv) as source,
         ):
             rows = _rows(args, source, model.head, counted)
             _score(stops.rows(rows), kept, counted, write, tell)

@@ -32,8 +32,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show a model file of ours or of a foreign format. Raises StreamLSTMError, OSError."""
     path = Path(args.file)
-    if not path.exists():  # it has no format either
-        raise FileNotFoundError(f"no such file: {path}")
+    path.stat()  # what is not there has no format either
     if model_file.is_model_file(path):
         model = proof.load(path)
         say("model", model.name)

@@ -17,14 +17,17 @@ from streamlstm.head import Head
 
 @contextmanager
 def scores_file(out: str, args: argparse.Namespace, head: Head) -> Iterator[Callable[[Row], None]]:
-    """Writes rows as CSV or JSON lines; at once where they are waited for."""
+    """Writes rows as CSV or JSON lines.
+
+    At once where they are waited for; and with --state, which may remember them before a kill.
+    """
     series = [] if args.series is None else ["series"]
     time = [] if head.time is None else ["time"]
     columns = [
         *(*series, "line", *time, "value", "low", "median", "high"),
         *("score", "alert", "reason", "status", "warming"),
     ]
-    live = args.csv == "-"
+    live = args.csv == "-" or args.state is not None
     with ExitStack() as stack:
         file = sys.stdout
         if out != "-":

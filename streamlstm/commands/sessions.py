@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from fnmatch import fnmatchcase
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from streamlstm.commands.arguments import add_command, wrong_usage
-from streamlstm.commands.lines import printable
+from streamlstm.commands.lines import complain, printable
+from streamlstm.commands.written import check_writable, made_by, remember
 from streamlstm.errors import (
     SessionError,
     SessionUnknownError,
@@ -48,6 +48,9 @@ def add(commands: Any) -> None:
     )
     sessions.add_argument("--name", metavar="PATTERN", help="list names like this: 'pump-*'")
     sessions.add_argument("--json", action="store_true", help="as JSON; of a list, one a line")
+    sessions.add_argument(
+        "--force", action="store_true", help="write over an --export that something else made"
+    )
     action = sessions.add_mutually_exclusive_group()
     action.add_argument("--export", metavar="FILE", help="write NAME's state: State.from_bytes")
     action.add_argument("--remove", action="store_true", help="remove NAME from the store")
@@ -72,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
         return _accept_loss(directory)
     if args.remove:
         return _remove(directory, args.session, args.model)
+    by = made_by(f"sessions {args.session}", args.directory)
+    if args.export:
+        check_writable(args.export, by, args.force)
     with closing(read_store(directory)) as store:
         if args.session is None:
             _list(store, args)
@@ -80,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
             state = _state(model, row)
             if args.export:
                 _write(Path(args.export), state.to_bytes())
-                print(f"{args.export}: state of {row.name} at seq {row.seq}")
+                remember(args.export, by)
+                print(f"{args.export}: state of {printable(row.name)} at seq {row.seq}")
             else:
                 _show(model, row, state, args.json)
         _say_how_old(store, directory)
@@ -116,7 +123,7 @@ def _print_table(rows: Iterator[dict[str, Any]]) -> None:
     for row in rows:
         note = "  (quarantined)" if row["quarantined"] else ""
         print(
-            f"{row['model']:16} {row['seq']:10} {row['epoch']:10} {row['bytes']:8}  "
+            f"{printable(row['model']):16} {row['seq']:10} {row['epoch']:10} {row['bytes']:8}  "
             f"{printable(row['name'])}{note}"
         )
 
@@ -137,9 +144,9 @@ def _say_how_old(store: Reader, directory: Path) -> None:
     if holder is not None:
         parts.append(f"process {holder} has this directory, rows are as of its last checkpoint")
     if store.records:
-        parts.append(f"the journal has {store.records:,} records behind the rows")
+        parts.append(f"the journal has {counted(store.records, 'record')} behind the rows")
     if parts:
-        print(f"streamlstm: {'; '.join(parts)}", file=sys.stderr)
+        complain("; ".join(parts))
 
 
 def _found(store: Reader, name: str, wanted: str | None) -> tuple[ModelRow, SessionRow]:
@@ -192,7 +199,7 @@ def _show(model: ModelRow, row: SessionRow, state: State, as_json: bool) -> None
         print(json.dumps({**facts, "state": layers}, indent=2))
         return
     for key, value in facts.items():
-        print(f"{key:12} {printable(value) if key == 'session' else value}")
+        print(f"{key:12} {printable(str(value))}")
     print("state")
     for layer in layers:
         figures = "  ".join(f"{key} {layer[key]:<12.6g}" for key in ("min", "max", "norm"))
@@ -223,14 +230,15 @@ def _remove(directory: Path, name: str, wanted: str | None) -> int:
     with closing(open_store(directory, "sync")) as store:
         if store.records:
             raise StoreError(
-                f"the journal of {directory} has {store.records} records to be replayed, which "
-                f"may be of {name!r}; start the server with this directory once and stop it "
-                "with SIGTERM, then remove"
+                f"the journal of {directory} has {counted(store.records, 'record')} to be "
+                f"replayed, which may be of {name!r}; start the server with this directory once "
+                "and stop it with SIGTERM, then remove"
             )
         model, row = _found(store, name, wanted)
         store.delete([row.id])
         store.commit()
-        print(f"removed {row.name} of model {model.name}, seq {row.seq}")
+        of = f"{printable(row.name)} of model {printable(model.name)}"
+        print(f"removed {of}, seq {row.seq}")
     return 0
 
 
@@ -246,7 +254,8 @@ def _check(directory: Path) -> int:
                 f"with what is whole: streamlstm sessions {directory} --accept-loss"
             )
         sessions = sum(store.count(m.id) for m in store.models)
-        print(f"{sessions:,} sessions and {store.records:,} journal records, all whole")
+        there = f"{counted(sessions, 'session')} and {counted(store.records, 'journal record')}"
+        print(f"{there}, all whole")
         _say_how_old(store, directory)
     return 0
 

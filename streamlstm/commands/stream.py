@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _stream_rows(args)
     except SessionError as error:
-        told = str(error).replace("resume=True", "--resume")
+        told = re.sub(r"with resume(=True)?", "with --resume", str(error))
         raise type(error)(str(error), command_line=told) from error
 
 

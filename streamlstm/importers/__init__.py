@@ -59,7 +59,7 @@ def open_source(path: str | os.PathLike[str], *, flow: Flow | None = None) -> So
             f"{path} has an unknown ending; files ending in {', '.join(_READERS)} can be imported"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise FileNotFoundError(f"{path} can't be read: there is no such file")
     name = _READERS[endings[0]]
     reader = importlib.import_module(f"streamlstm.importers.{name}")
     source: Source

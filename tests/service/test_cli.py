@@ -124,6 +124,34 @@ def test_stream_over_a_server(server: Server, want: Any) -> None:
     np.testing.assert_allclose(numbers(done.stdout), want, rtol=1e-5)
 
 
+def test_sentences_name_options(server: Server, model_path: Path, tmp_path: Path) -> None:
+    """Also those of the server, of the engine, and of a file that is damaged."""
+    with sl.Client(server.address) as client, client.open("taken", "pump"):
+        done = run("stream", "pump", "--connect", server.address, "--session", "taken", stdin="1\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "or open it with --resume to take it over" in done.stderr
+    done = run("serve", model_path, "--threads", "5000")
+    assert done.stderr == "streamlstm: --threads is 5000; give 1 to 1024\n"
+    done = run("serve", model_path, "--max-sessions", str(2**32))
+    assert done.stderr.startswith("streamlstm: --max-sessions is 4294967296; give 1 to")
+    damaged = tmp_path / "damaged.safetensors"
+    data = bytearray(model_path.read_bytes())
+    data[-3] ^= 0x40
+    damaged.write_bytes(data)
+    done = run("inspect", damaged)
+    assert done.stderr.endswith("; write it again with streamlstm train or import\n")
+
+
+def test_a_full_disk_is_one_sentence(model_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "streamlstm", "inspect", str(model_path)]
+        done = subprocess.run(
+            argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr == "streamlstm: a file or stdout can't be written: no space is left\n"
+
+
 def test_a_stream_that_ends_early_leaves_no_session(server: Server) -> None:
     argv = ["stream", "pump", "--connect", server.address]
     assert run(*argv, stdin=ROWS[0] + "\n1,2,x\n").returncode == 1
@@ -210,6 +238,8 @@ def test_bad_rows_are_named(model_path: Path, row: str, sentence: str) -> None:
         (["stats", "--connect", "tcp://127.0.0.1:9", "--timeout", "0.1"], "no answer"),
         (["stats", "--connect", "nonsense"], "not an address"),
         (["sessions", "no-such-directory"], "no-such-directory is no state directory"),
+        (["serve", "."], ". can't be read: it is a folder"),
+        (["stream", "no-such-file"], "no-such-file can't be read: there is no such file"),
     ],
 )
 def test_failures_are_one_sentence(argv: list[str], sentence: str) -> None:
