@@ -37,6 +37,11 @@ collect_ignore = [] if HAS_TORCH else ["parity"]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
+        "blas: looks at numbers that BLAS made (float64, or its kernel by name); CI repeats it "
+        "under BLAS's kernels of other CPUs",
+    )
+    config.addinivalue_line(
+        "markers",
         "untraced: repeats what others cover, many times, and is far faster without coverage",
     )
 

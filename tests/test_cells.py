@@ -13,6 +13,7 @@ from networks import BOUNDED, C_ERROR, H_ERROR, dense, events, gru, lstm, lstm_w
 from streamlstm import errors, kernels, layers, reference
 from streamlstm.layers import CELL_FUNCTIONS, FUNCTIONS
 
+pytestmark = pytest.mark.blas
 KERNELS = ["float64", "blas", *kernels.FUSED]
 H = 20  # a whole panel and a part of one
 

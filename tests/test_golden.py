@@ -10,6 +10,7 @@ import streamlstm as sl
 from networks import C_ERROR, H_ERROR
 from streamlstm import kernels, reference
 
+pytestmark = pytest.mark.blas
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [
     pytest.param((layers, head, dtype, kernel), id=f"{layers} layers{', head' * head}, {kernel}")

@@ -48,6 +48,7 @@ def streamed(model, x):
 # -- parity with the definition --------------------------------------------------------------------
 
 
+@pytest.mark.blas
 @settings(max_examples=60, deadline=None)
 @given(heads(), st.integers(0, 2**32), st.integers(1, 60))
 def test_engine_is_the_reference(head, seed, rows):
@@ -100,6 +101,7 @@ def test_real_series_with_holes(head):
     assert (filled > 90) == (head.missing != "skip" and head.spacing == "grid")
 
 
+@pytest.mark.blas
 def test_filled_in_by_hand():
     """A step of each policy, worked out here."""
     zeros = np.zeros
@@ -137,6 +139,7 @@ def test_filled_in_by_hand():
         assert s.state().numbers[-Head.state_size.fget(model.head)] == 5  # steps
 
 
+@pytest.mark.blas
 def test_a_network_of_zeros_forecasts_the_last_value():
     head = replace(HOURLY, horizon=2)
     n = head.network_inputs

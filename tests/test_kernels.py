@@ -139,6 +139,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads, steps):
     assert bits(y[0]) == bits(y[1])
 
 
+@pytest.mark.blas
 @settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_parity_with_the_reference_at_every_width(inputs, units, seed):

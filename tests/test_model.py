@@ -114,6 +114,7 @@ def test_a_model_is_a_copy_that_nobody_changes():
             a[...] = 1
 
 
+@pytest.mark.blas
 def test_an_engine_runs_the_weights_it_was_made_with():
     """Whatever someone does to the read-only arrays by force."""
     model = sl.Model([L])

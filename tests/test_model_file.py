@@ -41,6 +41,7 @@ def same(a: sl.Model, b: sl.Model) -> bool:
     )
 
 
+@pytest.mark.blas
 @given(models(), st.text(min_size=1).filter(lambda s: s.isprintable()))
 @settings(max_examples=30)
 def test_round_trip(folder, model, name):
@@ -348,6 +349,7 @@ def test_a_file_without_a_proof(folder):
     assert model_file.read_proof(FORMAT_1) is None
 
 
+@pytest.mark.blas
 def test_a_float64_model_takes_answers_in_float32(folder):
     model = stacked(outputs=2, dtype="float64")
     model.save(folder / "double.safetensors", proof=proof_of(model))

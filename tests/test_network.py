@@ -11,6 +11,8 @@ import streamlstm as sl
 from networks import C_ERROR, H_ERROR, dense, events, lstm, models, stacked
 from streamlstm import kernels, reference
 
+pytestmark = pytest.mark.blas
+
 
 def check_outputs(model: sl.Model, y, expected, slack: float = 1) -> None:
     std = np.array([f.std for f in model.outputs])

@@ -54,6 +54,7 @@ def test_h_and_c_of_another_runtime(engine, shaped):
     assert again.state().numbers.tobytes() == other.state().numbers.tobytes()
 
 
+@pytest.mark.blas
 def test_layers_of_different_kinds_and_sizes():
     layers = [lstm(RNG, 2, 4), gru(RNG, 4, 5), dense(RNG, 5, 4), lstm(RNG, 4, 3)]
     with sl.Engine(sl.Model(layers)) as engine:

@@ -7,7 +7,7 @@ Every kernel belongs to an arithmetic class, and kernels of one class give the s
 
     f32-fma-2      avx512, avx2     a stream's bits are its own, whatever its batch
     f32-muladd-2   portable         so too, but products are rounded before they are added
-    f32-blas, f64-blas              nothing promised: BLAS sums in an order of its own
+    f32-blas, f64-blas              nothing in company: BLAS sums in an order of its own
 """
 
 from __future__ import annotations

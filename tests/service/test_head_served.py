@@ -239,6 +239,7 @@ def test_every_policy(head: Head, disk: sqlite3.Connection) -> None:
         assert talk.ask("counters", 0, *at)[2:] == [twin.seq, twin.counters()]
 
 
+@pytest.mark.blas
 @pytest.mark.parametrize("kernel", ["", "blas"])  # with the second each is stepped alone
 def test_a_refused_reading_takes_part_in_no_micro_batch(
     kernel: str, disk: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +283,7 @@ def same(talk: Talk, at: At, twin: Any) -> None:
     assert talk.ask("counters", 0, *at)[2:] == [seq, twin.counters()]
 
 
+@pytest.mark.blas
 @pytest.mark.parametrize("kernel", ["", "blas"])
 def test_steps_and_runs_are_refused_whole(
     kernel: str, disk: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
@@ -341,6 +343,7 @@ class Readings(Feeds):
 
 
 @pytest.mark.parametrize("resident", [None, 2])
+@pytest.mark.blas
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", ""), ("f4", "blas"), ("f8", "")])
 @settings(max_examples=15, deadline=None)
 @given(actions=ACTIONS)

@@ -105,6 +105,7 @@ def test_any_schedule(way: str, actions: list[tuple[str, str, int]]) -> None:
     disk.connection.close()
 
 
+@pytest.mark.blas
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", ""), ("f4", "blas"), ("f8", "")])
 @pytest.mark.parametrize("resident", [None, 2])
 @settings(max_examples=25, deadline=None)

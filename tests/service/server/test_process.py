@@ -183,7 +183,7 @@ def test_several_models(tmp_path: Path) -> None:
             with sl.Engine(sl.load(paths[1])) as engine:
                 twin = engine.open("t")
                 Y = client.step([client.open("t", model="b")], [[1, 2]])
-                np.testing.assert_array_equal(Y[0], twin.step([1, 2]))
+                np.testing.assert_allclose(Y[0], twin.step([1, 2]), rtol=0, atol=1e-12)
             with pytest.raises(errors.InputError, match="one model"):
                 client.group([a, b])
             with pytest.raises(errors.CapacityError):
