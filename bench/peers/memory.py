@@ -76,7 +76,7 @@ def counted(folder: Path, steps: int) -> int:
     """Calls of malloc, calloc and realloc, Python's objects included, in so many steps."""
     library = compiled("malloc_count.c", folder)
     env = os.environ | {"LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path[1:]])
     child = [sys.executable, "-m", "peers.memory", str(steps)]
     return int(subprocess.run(child, env=env, check=True, capture_output=True).stdout)
 
