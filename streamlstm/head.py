@@ -160,11 +160,10 @@ class Head:
                 f"quantiles are {q}; give an odd number of them, ascending, between 0 and 1, "
                 "with 0.5 in the middle"
             )
-        if not 1 <= self.horizon <= HORIZON_MAX or not 0 <= self.warm_up <= 2**31:
-            raise ModelError(
-                f"horizon is {self.horizon} and warm_up {self.warm_up}; give 1 to {HORIZON_MAX:,} "
-                "steps, and 0 or more"
-            )
+        if not 1 <= self.horizon <= HORIZON_MAX:
+            raise ModelError(f"horizon is {self.horizon}; give 1 to {HORIZON_MAX:,} steps")
+        if not 0 <= self.warm_up <= 2**31:
+            raise ModelError(f"warm_up is {self.warm_up}; give 0 to {2**31} steps")
         if self.residuals and len(self.residuals) != self.horizon:
             raise ModelError(
                 f"{len(self.residuals)} residuals came for a horizon of {self.horizon} steps"

@@ -498,7 +498,7 @@ def test_a_signal_handler_may_use_the_engine(units):
         ({"quantiles": (0.5, 0.1, 0.9)}, "give an odd number"),
         ({"quantiles": (0.1, 0.4, 0.9)}, "give an odd number"),
         ({"horizon": 0}, "horizon is 0"),
-        ({"warm_up": -1}, "warm_up -1"),
+        ({"warm_up": -1}, "warm_up is -1"),
         ({"missing": "zero"}, "missing is 'zero'; choose of reject, skip, hold, predict"),
         ({"late": "hold"}, "late is 'hold'; choose of drop, reject, step"),
         ({"spacing": "even"}, "spacing is 'even'"),

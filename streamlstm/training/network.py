@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from streamlstm.errors import InputError
+
 Array = NDArray[Any]
 
 CHUNK = 128
@@ -91,10 +93,17 @@ def train(
     seed: int,
     progress: Callable[[Progress], None] | None,
 ) -> Network:
-    """A network trained on the steps of all series. PyTorch's own state stays as it was."""
+    """A network trained on the steps of all series. PyTorch's own state stays as it was.
+
+    Raises InputError where it finds no memory.
+    """
     with _alone(seed):
         first = series[0]
-        network = Network(first.x.shape[1], hidden, first.y.shape[1], len(quantiles))
+        try:
+            network = Network(first.x.shape[1], hidden, first.y.shape[1], len(quantiles))
+        except RuntimeError:  # PyTorch's allocator
+            what = f"a network of {hidden:,} units finds no memory; give fewer"
+            raise InputError(what, command_line=f"{what}: --hidden") from None
         _train(network, series, torch.tensor(quantiles, dtype=torch.float32), progress)
     return network
 

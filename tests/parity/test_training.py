@@ -635,6 +635,15 @@ def test_refused_in_one_sentence(run, argv, code, sentence):
     assert {p.name for p in Path().iterdir()} == {"a.csv"}
 
 
+def test_a_network_beyond_all_memory_is_refused(run):
+    path = write("a.csv", "time,x", [(k, k % 7) for k in range(100)])
+    code, out, err = run(path, "--target", "x", "-o", "m", "--hidden", str(10**8))
+    assert (code, out) == (1, "")
+    assert (
+        err == "streamlstm: a network of 100,000,000 units finds no memory; give fewer: --hidden\n"
+    )
+
+
 def test_without_torch(run, monkeypatch):
     path = write("a.csv", "time,x", [(k, k) for k in range(100)])
     for name in [n for n in sys.modules if n.startswith("streamlstm.training")]:
