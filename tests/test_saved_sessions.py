@@ -202,7 +202,7 @@ def test_refusals(tmp_path):
             with pytest.raises(StoreError, match=f"in use by process {os.getpid()}; stop that"):
                 sl.Engine(MODEL, state=tmp_path / "kept")
         for act in (engine.save, lambda kept: sl.Engine(MODEL, state=kept)):
-            with pytest.raises(StoreError, match="1 records to be replayed: start it once"):
+            with pytest.raises(StoreError, match="1 record to be replayed: start it once"):
                 act(tmp_path / "kept")
         (tmp_path / "foreign").mkdir()
         with closing(sqlite3.connect(tmp_path / "foreign" / "sessions.db")) as database:
