@@ -107,37 +107,48 @@ def from_frame(
 ) -> list[Series]:
     """The series in a data frame (pandas, polars, pyarrow), as `read` finds them in a file.
 
-    time: the column of times; by default the one called timestamp, time, datetime or date, else
-    the index of a pandas frame if it is made of times. lines: row numbers from 1.
+    time: the column of times, or the name of a pandas index. By default it is found as in a file;
+    an index made of times is a last column called time. lines: row numbers from 1.
     Raises InputError naming the column.
     """
-    columns = columns_of(frame)
+    columns = columns_of(frame, time or "time")
     if columns is None:
         raise InputError(f"readings.from_frame takes a data frame, got {type(frame).__name__}")
-    index = columns.pop(None, None)
-    header = [str(name) for name in columns]
+    header = list(columns)
     wanted = [target, *others, *(name for name in (time, series) if name is not None)]
     csv_events.places(header, wanted, "column", "the data frame")
-    if time is None:
-        time = _named_time(name for name in header if name not in wanted)
-    if time is None and index is not None:
-        time = "time"
-        columns[time] = index
-    times = None if time is None else as_seconds(columns[time])
-    named = ((name, column_of_numbers(columns[name])) for name in (target, *others))
-    for name, column in (values := dict(named)).items():
-        if column.dtype.kind not in "iuf":
-            raise InputError(f"column {name} holds {column.dtype}, expected numbers")
-    numbers = np.stack([*values.values()], axis=-1).astype(np.float64)
-    whose = np.full(len(numbers), target) if series is None else columns[series].astype(str)
-    if not len(numbers):
+    columns = {name.strip(): column for name, column in columns.items()}
+    if not len(columns[target]):
         raise InputError("the data frame has no rows")
+    if time is None:
+        time = _time_column([*columns], [str(next(iter(columns.values()))[0])], wanted)
+    times = None if time is None else _times(columns[time])
+    values = [column_of_numbers(columns[name], f"column {name}") for name in (target, *others)]
+    numbers = np.stack(values, axis=-1).astype(np.float64)
+    if np.isinf(numbers).any():
+        row, column = np.argwhere(np.isinf(numbers))[0].tolist()
+        raise InputError(
+            f"row {row + 1} of column {(target, *others)[column]} holds "
+            f"{numbers[row, column]}, expected a number"
+        )
+    whose = np.full(len(numbers), target) if series is None else columns[series].astype(str)
     lines = np.arange(1, len(numbers) + 1)
     return [
         Series(name, None if times is None else times[at], numbers[at], lines[at], time)
         for name in dict.fromkeys(whose.tolist())
         for at in [whose == name]
     ]
+
+
+def _times(column: Array) -> Array:
+    """A column of a data frame as seconds. Numbers must mean the same in a file."""
+    if column.dtype.kind not in "iuf":
+        return as_seconds(column)
+    times = as_seconds(column.astype(str))
+    dates = column[times != column]
+    if dates.size:
+        raise InputError(f"a time is {dates[0]}, a date as a number: make it text or a datetime")
+    return times
 
 
 def _time_column(names: list[str], first: list[str], taken: Sequence[str]) -> str | None:

@@ -86,7 +86,7 @@ def _one(value: Any) -> float:
         try:
             return seconds(value)
         except ValueError as error:
-            raise InputError(f"a time is {value!r}; {error}") from None
+            raise InputError(f"a time is {str(value)!r}; {error}") from None
     if isinstance(value, np.datetime64):
         return float(as_seconds(np.asarray(value)))
     if isinstance(value, datetime):
@@ -95,7 +95,9 @@ def _one(value: Any) -> float:
         return _of_datetime(value)
     if isinstance(value, date):
         return _of_datetime(datetime.combine(value, time()))
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, (bool, np.timedelta64)
+    ):
         return float(value)
     raise InputError(f"a time is {value!r}, a {type(value).__name__}; {EXPECTED}")
 

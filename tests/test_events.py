@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections import namedtuple
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -63,6 +65,7 @@ KINDS = {
     "pandas": pd.DataFrame,
     "pandas nullable": lambda c: pd.DataFrame(c).convert_dtypes(),
     "polars": pl.DataFrame,
+    "polars structs": lambda c: pl.DataFrame(c).to_struct("pump"),
     "records": as_records,
     "structured": as_structured,
 }
@@ -94,6 +97,23 @@ def test_one_event_by_name(engine, X):
     assert [session.step(row).tobytes() for row in rows] == want
     assert engine.open("structured").step(as_structured(table(X))[0]).tobytes() == want[0]
     assert engine.open("no names").step(pd.Series(X[0])).tobytes() == want[0]
+    for kind in (pd.DataFrame, pl.DataFrame):
+        session = engine.open(f"slices of a {kind}")
+        rows = kind(table(X, ("temp", "speed", "flow")))
+        assert [session.step(rows[k : k + 1]).tobytes() for k in range(T)] == want
+        with pytest.raises(ShapeError, match=r"shape \(2, 3\)"):
+            session.step(rows[:2])
+
+
+def test_rows_of_a_database(engine, X):
+    base = sqlite3.connect(":memory:")
+    base.row_factory = sqlite3.Row
+    query = "select ? as temp, ? as speed, ? as flow"
+    rows = [base.execute(query, x).fetchone() for x in X[:, [1, 2, 0]].tolist()]
+    Y = engine.open("by place").run(X)
+    assert engine.open("run").run(rows).tobytes() == Y.tobytes()
+    assert engine.open("step").step(rows[0]).tobytes() == Y[0].tobytes()
+    base.close()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -123,8 +143,44 @@ def test_what_is_no_number_is_refused(engine, X):
             session.run(frame(columns | {"temp": ["warm"] * T}))
         with pytest.raises(InputError, match="must be finite"):
             session.run(frame(columns | {"temp": [None, *X[1:, 1].tolist()]}))
+        for strange in (NOON, timedelta(1), Decimal(1), [1.0]):
+            with pytest.raises(DtypeError, match=r"real numbers; temp has .*convert"):
+                session.run(frame(columns | {"temp": [strange] * T}))
+    with pytest.raises(DtypeError, match="temp has dtype datetime64"):
+        session.step({"flow": 1.0, "speed": 1.0, "temp": np.datetime64("2024")})
     with pytest.raises(InputError, match="give its collect"):
         session.run(pl.DataFrame(columns).lazy())
+    assert session.seq == 0
+
+
+def test_names_that_are_none_or_not_unique_are_refused(engine, X):
+    session = engine.open("a")
+    with pytest.raises(MissingInputError, match="has unknown 0, 1, 2; the model"):
+        session.run(pd.DataFrame(X))
+    twice = pd.DataFrame(X, columns=["flow", "temp", "flow"])
+    with pytest.raises(InputError, match="Expected unique column names"):
+        session.run(twice)
+    with pytest.raises(InputError, match="one name twice in its index"):
+        session.step(pd.Series(X[0], index=["flow", "temp", "flow"]))
+    many = {f"c{k}": X[:, 0] for k in range(3000)}
+    with pytest.raises(MissingInputError, match="c8, c9, and 2,990 more names; the model's"):
+        session.run(pd.DataFrame(table(X) | many))
+    assert session.seq == 0
+
+
+def test_a_stream_of_columns_that_narwhals_does_not_read_is_refused(engine, X):
+    """By place they would be taken in any order."""
+
+    class Batch:
+        def __arrow_c_stream__(self):
+            raise NotImplementedError
+
+        def __array__(self, *_, **__):
+            return X
+
+    session = engine.open("a")
+    with pytest.raises(InputError, match="a Batch is not read here: make a table of pyarrow"):
+        session.run(Batch())
     assert session.seq == 0
 
 
@@ -224,9 +280,46 @@ def test_times_of_a_data_frame(unit, zone):
         assert engine.open("readings").run(series.events()).tobytes() == Y
 
 
+def test_a_pandas_index_of_the_name_of_the_time_is_the_time():
+    times = [STAMP + 3600.0 * k for k in range(T)]
+    flow = np.linspace(1.0, 2.0, T)
+    frame = pd.DataFrame({"flow": flow})
+    text = [datetime.fromtimestamp(t, UTC).isoformat() for t in times]
+    with sl.Engine(headed(HEAD)) as engine:
+        Y = engine.open("by place").run(np.column_stack([times, flow])).tobytes()
+        for kind, index in {"text": text, "seconds": times}.items():
+            named = frame.set_index(pd.Index(index, name="time"))
+            assert engine.open(kind).run(named).tobytes() == Y
+            [series] = readings.from_frame(named, "flow")
+            assert series.times.tolist() == times
+        with pytest.raises(MissingInputError, match="lacks time"):
+            engine.open("other").run(frame.set_index(pd.Index(text, name="when")))
+
+
+def test_what_pandas_and_polars_call_no_value_is_nan():
+    frame = pd.DataFrame({"time": pd.to_datetime([STAMP], unit="s"), "flow": [pd.NA]})
+    nullable = frame.astype({"flow": "Int64"})
+    polars = pl.DataFrame({"time": [STAMP], "flow": [None]})
+    given = {
+        "frame": frame,
+        "nullable": nullable,
+        "row": frame.iloc[0],
+        "nullable row": nullable.iloc[0],  # pandas makes NaT of it
+        "tuple": next(nullable.itertuples(index=False)),
+        "list": [STAMP, pd.NA],
+        "polars": polars,
+        "polars row": polars.row(0, named=True),
+    }
+    with sl.Engine(headed(HEAD)) as engine:
+        wanted = engine.open("NaN").step([STAMP, np.nan]).tobytes()
+        for name, x in given.items():
+            assert engine.open(name).step(x).tobytes() == wanted, name
+
+
 @pytest.mark.parametrize(
     ("time", "sentence"),
     [
+        (np.timedelta64(1, "h"), "a timedelta64; expected a time"),
         (pd.NaT, "NaT: leave that row out"),
         (np.datetime64("NaT"), "NaT: leave that row out"),
         ("yesterday", "'yesterday'; expected a time like 2014"),
@@ -261,7 +354,38 @@ def test_series_of_a_frame_are_those_of_its_file(kind, tmp_path):
         assert one.time == other.time == "date"
     with pytest.raises(InputError, match="the data frame lacks column level; it has meter, date"):
         readings.from_frame(kind(rows), "level")
-    with pytest.raises(InputError, match=r"column meter holds .*, expected numbers|real numbers"):
+    with pytest.raises(DtypeError, match="events must be real numbers; column meter has"):
         readings.from_frame(kind(rows), "meter")
     with pytest.raises(InputError, match="takes a data frame, got list"):
         readings.from_frame([1], "flow")
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_the_time_of_a_frame_is_found_as_in_its_file(kind):
+    flow = {"flow": [1.0, 2.0]}
+    whens = [NAIVE, NAIVE + timedelta(hours=1)]
+    for first in (whens, [when.isoformat() for when in whens]):
+        [series] = readings.from_frame(kind({" when ": first} | flow), "flow")
+        assert (series.time, series.times.tolist()) == ("when", [STAMP, STAMP + 3600.0])
+    [series] = readings.from_frame(kind({"depth": [0.5, 0.25]} | flow), "flow")
+    assert series.times is None
+    # What has nothing to do with it may hold anything.
+    strange = {"end": [None, NAIVE], "label": ["a", None]}
+    [series] = readings.from_frame(kind(flow | strange), "flow")
+    assert series.values.tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"time": [20240101, 20240102]}, "20240101, a date as a number"),
+        ({"time": [1_704_067_200_000, 0]}, "divide milliseconds by 1000"),
+        ({"time": [0.0, np.nan]}, "a time is 'nan'"),
+        ({"time": ["2024-01-01", "soon"]}, "a time is 'soon'; expected a time like"),
+        ({"flow": [1.0, np.inf]}, "row 2 of column flow holds inf, expected a number"),
+    ],
+)
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_what_a_file_may_not_hold_no_frame_may(kind, columns, sentence):
+    with pytest.raises(InputError, match=sentence):
+        readings.from_frame(kind({"flow": [1.0, 2.0]} | columns), "flow")

@@ -10,12 +10,15 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given, settings
 
@@ -173,6 +176,31 @@ def test_refusals_reach_the_client(server: Server) -> None:
         group = client.group([session])
         assert np.isfinite(group.step([good[2]])).all()
         assert session.seq == 3
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_times_and_columns_are_what_they_are_embedded(server: Server, kind: Any) -> None:
+    times = [datetime(2024, 3, 1, hour) for hour in range(4)]
+    columns = {"rain": [0.0, 0.5, 0.0, 0.25], "flow": [100.0, 101.0, 99.0, 98.0], "time": times}
+    frame = kind(columns)
+    seconds = [time.replace(tzinfo=UTC).timestamp() for time in times]
+    with sl.Engine(headed(replace(STRICT, others=(RAIN,)))) as engine:
+        Y = engine.open("a").run(np.column_stack([seconds, columns["flow"], columns["rain"]]))
+    with sl.Client(server.address) as client, client.open("run") as run:
+        for strange in (kind(columns | {"time": [None, *times[1:]]}), kind(columns | {"wind": 1})):
+            with pytest.raises(InputError, match=r"a time is NaT|has unknown wind"):
+                run.run(strange)
+            with pytest.raises(InputError, match=r"a time is NaT|has unknown wind"):
+                list(run.stream(strange))
+        with pytest.raises(InputError, match="a time is 'soon'"):
+            run.step(["soon", 100.0, 0.0])
+        assert run.seq == 0
+        assert run.run(frame).tobytes() == Y.tobytes()
+        with client.open("stream") as stream, client.open("step") as step:
+            assert np.stack(list(stream.stream(columns))).tobytes() == Y.tobytes()
+            text = {"flow": 100.0, "time": "2024-03-01T01:00+01:00", "rain": 0.0}
+            assert step.step(text).tobytes() == Y[0].tobytes()
+            assert client.group([step]).step(frame[1:2]).tobytes() == Y[1].tobytes()
 
 
 def test_long_runs_are_looked_at_before_their_first_piece(
