@@ -44,9 +44,9 @@ def as_events(
 ) -> Array:
     """x as a C-ordered array [..., inputs] of `ndim` axes (1, 2 or 3) and of `dtype`.
 
-    x: see above; of one input the last axis may be left out, and a data frame of one row is one
-    event, too. time: which of the names, always the
-    first, is a time. What `dtype` can't hold becomes infinite: refuse it after.
+    x: see above; of one input the last axis may be left out, and a data frame of one row is also
+    one event. time: which of the names, always the first, is a time. What `dtype` can't hold
+    becomes infinite: refuse it after.
     Raises MissingInputError, DtypeError, ShapeError, InputError for what is no time.
     """
     a = _as_array(x, names, time)
